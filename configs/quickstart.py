@@ -1,0 +1,30 @@
+"""TPRNet learns on phantoms, on any CPU, without a download."""
+
+from ml_collections import ConfigDict
+
+from tprnet_jax.config import default
+
+
+def get_config() -> ConfigDict:
+    config = default()
+    config.data.name = "phantom"
+    config.data.mirror = True
+    config.data.phantom.size = 128
+    config.data.phantom.train = 300
+    config.data.phantom.validation = 60
+    config.model.global_channels = (8, 16, 32, 64, 64)
+    config.model.local_channels = (8, 16, 32, 64, 64)
+    config.model.focal_channels = (8, 16, 32)
+    config.model.window = 112
+    config.model.patch = 32
+    config.model.pixels_per_patch = 32
+    config.model.chunk = 16
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 3e-3
+    config.optim.weight_decay = 1e-2
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.2
+    config.train.epochs = 10
+    config.train.batch = 4
+    config.train.evaluate_every = 5
+    return config

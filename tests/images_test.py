@@ -1,0 +1,129 @@
+import cv2
+import numpy as np
+import pytest
+
+from tprnet_jax.data import images
+from tprnet_jax.errors import UserError
+
+
+def write(path, array):
+    assert cv2.imwrite(str(path), array)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+def test_grey_bytes_are_divided_by_255(tmp_path, suffix):
+    stored = np.arange(256, dtype=np.uint8).reshape(8, 32)
+    grey = images.read_grey(write(tmp_path / f"a{suffix}", stored))
+    assert grey.dtype == np.float32
+    np.testing.assert_array_equal(grey, (np.arange(256) / 255).astype(np.float32).reshape(8, 32))
+
+
+def test_jpeg_of_one_value_keeps_it(tmp_path):
+    grey = images.read_grey(write(tmp_path / "a.jpg", np.full((16, 24), 51, np.uint8)))
+    np.testing.assert_array_equal(grey, np.full((16, 24), 0.2, np.float32))
+
+
+def test_sixteen_bits_are_stretched_over_their_own_range(tmp_path):
+    stored = np.array([[1000, 2000], [1500, 3000]], np.uint16)
+    grey = images.read_grey(write(tmp_path / "a.png", stored))
+    np.testing.assert_array_equal(grey, np.array([[0, 0.5], [0.25, 1]], np.float32))
+
+
+def test_float_tiff_is_stretched_over_its_own_range(tmp_path):
+    stored = np.array([[-2.0, 0.0, 6.0]], np.float32)
+    grey = images.read_grey(write(tmp_path / "a.tiff", stored))
+    np.testing.assert_array_equal(grey, np.array([[0, 0.25, 1]], np.float32))
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_constant_image_without_fixed_scale_is_zero(tmp_path, dtype):
+    grey = images.read_grey(write(tmp_path / "a.tiff", np.full((3, 4), 700, dtype)))
+    np.testing.assert_array_equal(grey, np.zeros((3, 4), np.float32))
+
+
+def test_equal_channels_give_the_same_values_as_one(tmp_path):
+    channel = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    colour = write(tmp_path / "colour.png", np.dstack([channel] * 3))
+    grey = write(tmp_path / "grey.png", channel)
+    np.testing.assert_array_equal(images.read_grey(colour), images.read_grey(grey))
+
+
+def test_colour_becomes_luma(tmp_path):
+    blue_green_red = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)
+    grey = images.read_grey(write(tmp_path / "a.png", blue_green_red))
+    np.testing.assert_allclose(grey, [[0.114, 0.587, 0.299]], rtol=1e-6)
+
+
+def test_transparency_is_dropped(tmp_path):
+    stored = np.dstack([np.full((2, 2), 102, np.uint8)] * 3 + [np.zeros((2, 2), np.uint8)])
+    grey = images.read_grey(write(tmp_path / "a.png", stored))
+    np.testing.assert_array_equal(grey, np.full((2, 2), 0.4, np.float32))
+
+
+def test_path_with_spaces_and_accents(tmp_path):
+    image = np.full((2, 3), 255, np.uint8)
+    path = tmp_path / "angiographie nº 1 é 血管.png"
+    images.write_png(path, image)
+    np.testing.assert_array_equal(images.read_grey(path), np.ones((2, 3), np.float32))
+
+
+def test_missing_file_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match=r"gone\.png .*No such file"):
+        images.read_grey(tmp_path / "gone.png")
+
+
+def test_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="Is a directory"):
+        images.read_grey(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 20, 0.5, -12])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".bmp"])
+def test_truncated_file_is_a_user_error(tmp_path, suffix, kept):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)
+    path = write(tmp_path / f"cut{suffix}", noise)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
+    with pytest.raises(UserError, match=rf"cut\{suffix} \(\d+ bytes\) is damaged or no image"):
+        images.read_grey(path)
+
+
+def test_text_file_is_a_user_error(tmp_path):
+    path = tmp_path / "notes.png"
+    path.write_text("not an image")
+    with pytest.raises(UserError, match=r"notes\.png \(12 bytes\)"):
+        images.read_grey(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_values_that_are_not_finite_are_a_user_error(tmp_path, value):
+    path = write(tmp_path / "a.tiff", np.array([[0, value, 1]], np.float32))
+    with pytest.raises(UserError, match=r"a\.tiff has values .*finite"):
+        images.read_grey(path)
+
+
+def test_written_rgb_reads_back_in_opencv_order(tmp_path):
+    image = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
+    images.write_png(tmp_path / "a.png", image)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png")), image[..., ::-1])
+
+
+def test_write_replaces_and_leaves_one_file(tmp_path):
+    path = tmp_path / "a.png"
+    for value in (0, 255):
+        images.write_png(path, np.full((2, 2), value, np.uint8))
+    np.testing.assert_array_equal(images.read_grey(path), np.ones((2, 2), np.float32))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_failed_write_is_a_user_error_and_leaves_nothing(tmp_path):
+    (tmp_path / "a.png").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*a\.png"):
+        images.write_png(tmp_path / "a.png", np.zeros((2, 2), np.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_write_into_missing_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match="No such file or directory"):
+        images.write_png(tmp_path / "none" / "a.png", np.zeros((2, 2), np.uint8))

@@ -1,0 +1,268 @@
+"""TPRNet: GlobalNet, LocalNet, FocalNet and Refinement (paper, Section II and Fig. 1).
+
+    image ─► GlobalNet ─► M1 ─► rectangle ─► window ─► LocalNet ─► M2 ─┐
+      │ (device, jitted)                                               │ vessel mask to host
+      │                     host (NumPy): centreline ─► farthest points ─► patch origins
+      └─► crop and stack ─► FocalNet ─► M3 ─► reconstruct ─► M4 ─► refinement ─► final (jitted)
+
+The functions on the device are pure: parameters and arrays in, arrays out. The patches of a whole
+batch pass through FocalNet in chunks of one fixed size, so neither the batch's images nor their
+number of patches ever changes a shape.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tprnet_jax import topology, windows
+from tprnet_jax.models.unet import UNet
+from tprnet_jax.windows import Patches
+
+BRANCHES = ("global", "local", "focal")
+REFINEMENTS = ("topology_first", "location_first")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cascade:
+    """The networks of a TPRNet and the sizes they work at; hashable, a static argument.
+
+    Attributes:
+        global_net: Segments the whole image.
+        local_net: Segments the window, or None for the ablation "Global only".
+        focal_net: Segments the patches, or None for the ablations without it.
+        window: Side a of the local window, pixels; it shrinks to the image where that is smaller.
+        patch: Side b of a patch, pixels; it shrinks likewise.
+        pixels_per_patch: Centreline pixels to one patch.
+        max_patches: Most patches an image.
+        chunk: Patches that FocalNet takes at once.
+        refinement: "topology_first" merges M4 with M2, then the result with M1, as the paper does;
+            "location_first" merges M2 with M1, then M4 with the result, as the released code does.
+    """
+
+    global_net: UNet
+    local_net: UNet | None
+    focal_net: UNet | None
+    window: int
+    patch: int
+    pixels_per_patch: int
+    max_patches: int
+    chunk: int
+    refinement: str
+
+    @property
+    def networks(self) -> dict[str, UNet]:
+        """The branches present, by name, in the order of the cascade."""
+        nets = (self.global_net, self.local_net, self.focal_net)
+        return {name: net for name, net in zip(BRANCHES, nets, strict=True) if net is not None}
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The outputs, in order; "final" is that of the last branch present."""
+        return ("global", "global_local", "final") if self.local_net else ("global", "final")
+
+    def window_in(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of the local window in an image of this height and width."""
+        return min(self.window, image[0]), min(self.window, image[1])
+
+    def patch_in(self, image: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of a patch in an image of this height and width."""
+        return min(self.patch, image[0]), min(self.patch, image[1])
+
+
+class Coarse(NamedTuple):
+    """What GlobalNet and LocalNet give.
+
+    Attributes:
+        global_logits: `(batch, height, width, 2)`, M1.
+        local_logits: `(batch, *window, 2)`, M2; None without LocalNet.
+        origin: `(batch, 2)` int32, first row and column of the window; None without LocalNet.
+    """
+
+    global_logits: jax.Array
+    local_logits: jax.Array | None
+    origin: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(cascade: Cascade, key: jax.Array) -> dict:
+    """Parameters of every branch, by its name.
+
+    A branch's parameters depend on the key and the branch alone, so an ablation starts from the
+    very weights of the full cascade.
+    """
+    params = {}
+    for name, net in cascade.networks.items():
+        branch_key = jax.random.fold_in(key, BRANCHES.index(name))
+        image = jnp.zeros((1, cascade.patch, cascade.patch, 1))
+        params[name] = net.init(branch_key, image)["params"]
+    return params
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+    """Scales 8-bit images to float32 in [0, 1]; floating-point images pass as they are."""
+    return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
+
+
+def coarse_logits(cascade: Cascade, params: dict, images: jax.Array) -> Coarse:
+    """GlobalNet, the window around what it found, and LocalNet in that window (Eqs. 1-3).
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        images: `(batch, height, width, 1)` float32 in [0, 1].
+
+    Returns:
+        Logits of both branches and the window's origin.
+    """
+    global_logits = cascade.global_net.apply({"params": params["global"]}, images)
+    if cascade.local_net is None:
+        return Coarse(global_logits, None, None)
+    image = images.shape[1:3]
+    window = cascade.window_in(image)
+    start, end = windows.rectangle(is_vessel(global_logits))
+    origin = windows.window_origin(start, end, window, image)
+    cropped = windows.crop(images, origin, window)
+    local_logits = cascade.local_net.apply({"params": params["local"]}, cropped)
+    return Coarse(global_logits, local_logits, origin)
+
+
+def is_vessel(logits: jax.Array) -> jax.Array:
+    """Where the foreground probability exceeds 0.5: `(..., 2)` logits to `(...)` bool."""
+    return logits[..., 1] > logits[..., 0]
+
+
+def vessel_in_window(coarse: Coarse) -> jax.Array:
+    """Vessel mask inside the window from M1 and M2 together, `(batch, *window)` bool.
+
+    The topology stage takes the centreline from it.
+    """
+    global_window = windows.crop(
+        coarse.global_logits, coarse.origin, coarse.local_logits.shape[1:3]
+    )
+    return is_vessel(global_window + coarse.local_logits)
+
+
+def sample_patches(
+    cascade: Cascade, vessel: np.ndarray, origin: np.ndarray, image: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The host stage: centreline, farthest points, valid patch origins (Eqs. 2 and 4).
+
+    Args:
+        cascade: The sizes.
+        vessel: `(batch, *window)` bool, see `vessel_in_window`.
+        origin: `(batch, 2)`, the windows' origins.
+        image: Height and width of the images.
+
+    Returns:
+        `owner` `(patches,)` and `origin` `(patches, 2)`, int32, image after image, each image's
+        patches in sampling order.
+    """
+    owners, origins = [], []
+    for index, (mask, corner) in enumerate(zip(vessel, origin, strict=True)):
+        centres = topology.patch_centres(mask, cascade.pixels_per_patch, cascade.max_patches)
+        owners.append(np.full(len(centres), index, np.int32))
+        origins.append(windows.valid_origin(centres + corner, cascade.patch_in(image), image))
+    return np.concatenate(owners), np.concatenate(origins).astype(np.int32)
+
+
+def chunks(
+    cascade: Cascade, owner: np.ndarray, origin: np.ndarray, batch: int
+) -> Iterator[Patches]:
+    """Splits patches into chunks of `cascade.chunk`; the last one is filled with empty slots."""
+    for start in range(0, len(owner), cascade.chunk):
+        some = slice(start, start + cascade.chunk)
+        missing = cascade.chunk - len(owner[some])
+        yield Patches(
+            np.pad(owner[some], (0, missing), constant_values=batch),
+            np.pad(origin[some], ((0, missing), (0, 0))),
+        )
+
+
+def focal_logits(cascade: Cascade, params: dict, images: jax.Array, patches: Patches) -> jax.Array:
+    """FocalNet on a chunk of patches: logits `(chunk, *patch, 2)`, M3 (Eq. 5).
+
+    Patches are cut from the whole images, so that those at the window's border see past it.
+    """
+    stack = windows.stack_patches(images, patches, cascade.patch_in(images.shape[1:3]))
+    return cascade.focal_net.apply({"params": params["focal"]}, stack)
+
+
+def refine(cascade: Cascade, coarse: Coarse, canvas: jax.Array | None) -> dict[str, jax.Array]:
+    """Merges the branches' logits; see `Cascade.refinement`.
+
+    Args:
+        cascade: The networks present and the order of refinement.
+        coarse: Logits of GlobalNet and LocalNet.
+        canvas: The patches' logits, laid by `windows.lay_patches`; None where FocalNet has no
+            part.
+
+    Returns:
+        Logits `(batch, height, width, 2)` of each stage.
+    """
+    global_logits = coarse.global_logits
+    if cascade.local_net is None:
+        return {"global": global_logits, "final": global_logits}
+    image = global_logits.shape[1:3]
+    everywhere = jnp.ones((*global_logits.shape[:3], 1), bool)
+    local_logits = windows.uncrop(coarse.local_logits, coarse.origin, image)
+    in_window = windows.uncrop(
+        jnp.ones((*coarse.local_logits.shape[:3], 1), bool), coarse.origin, image
+    )
+    global_local = windows.merge(global_logits, everywhere, local_logits, in_window)
+    final = global_local
+    if canvas is not None:
+        focal, in_patch = windows.reconstruct(canvas)
+        if cascade.refinement == "topology_first":
+            location = windows.merge(focal, in_patch, local_logits, in_window)
+            final = windows.merge(global_logits, everywhere, location, in_patch | in_window)
+        else:
+            final = windows.merge(global_local, everywhere, focal, in_patch)
+    return {"global": global_logits, "global_local": global_local, "final": final}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _coarse(cascade, params, images):
+    coarse = coarse_logits(cascade, params, to_unit(images))
+    return coarse, None if cascade.local_net is None else vessel_in_window(coarse)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _focal(cascade, params, images, canvas, patches):
+    logits = focal_logits(cascade, params, to_unit(images), patches)
+    return windows.lay_patches(canvas, logits, patches)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _probabilities(cascade, coarse, canvas):
+    logits = refine(cascade, coarse, canvas)
+    return {stage: jax.nn.softmax(value)[..., 1] for stage, value in logits.items()}
+
+
+def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.ndarray]:
+    """Runs the whole cascade on a batch of images of one size.
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
+
+    Returns:
+        Foreground probability `(batch, height, width)` float32 of each stage.
+    """
+    images = jnp.asarray(images)
+    batch, image = images.shape[0], images.shape[1:3]
+    coarse, vessel = _coarse(cascade, params, images)
+    canvas = None
+    if cascade.focal_net is not None:
+        canvas = windows.empty_canvas(batch, image, channels=2)
+        owner, origin = sample_patches(
+            cascade, np.asarray(vessel), np.asarray(coarse.origin), image
+        )
+        for patches in chunks(cascade, owner, origin, batch):
+            canvas = _focal(cascade, params, images, canvas, patches)
+    return jax.device_get(_probabilities(cascade, coarse, canvas))

@@ -1,0 +1,193 @@
+"""A data set and parameters in; metrics, table and figures out."""
+
+import csv
+import io
+import json
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+
+from tprnet_jax import checkpoints, figures, metrics
+from tprnet_jax.cascade import Cascade, predict
+from tprnet_jax.config import cascade as build_cascade
+from tprnet_jax.data import loader
+from tprnet_jax.data.images import write_png
+
+THRESHOLD = 0.5
+COLUMNS = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "asd": "ASD"}
+STAGES = {"global": "Global", "global_local": "Global + Local", "final": "Final"}
+
+
+class Scores(NamedTuple):
+    """Metrics of every image.
+
+    Attributes:
+        names: Name of each image.
+        rows: For each stage, the metrics of each image.
+        cases: For each stage, which masks of each image are empty (`metrics.emptiness`).
+    """
+
+    names: list[str]
+    rows: dict[str, list[dict[str, float]]]
+    cases: dict[str, list[str | None]]
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Evaluates a run's checkpoint on `config.eval.split` and reports.
+
+    Writes `workdir/eval/<split>/metrics.json`, `per_image.csv` and `figures/`, and prints the
+    table.
+
+    Returns:
+        What `metrics.json` has.
+
+    Raises:
+        UserError: There is no usable checkpoint or data set.
+    """
+    cascade = build_cascade(config.model)
+    params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    source = loader.examples(loader.prepare(config.data, config.seed), config.eval.split)
+    return report(config, workdir, cascade, params, step, source)
+
+
+def report(config: ConfigDict, workdir: Path, cascade: Cascade, params, step: int, source) -> dict:
+    """Scores `params` on `source`, writes the files that `run` names, and prints the table."""
+    scores = score(cascade, params, source, config.eval.batch)
+    folder = result_folder(config, workdir)
+    result = summary(scores) | {
+        "split": config.eval.split,
+        "checkpoint": config.eval.checkpoint,
+        "step": step,
+    }
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    _draw(cascade, params, source, scores, config.eval, folder / "figures")
+    _write_text(folder / "per_image.csv", _per_image(scores))
+    _write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    print(f"Per image and in pictures: {folder}")
+    return result
+
+
+def result_folder(config: ConfigDict, workdir: Path) -> Path:
+    """Where the results of `config.eval.split` are written."""
+    return workdir / "eval" / config.eval.split
+
+
+def score(cascade: Cascade, params, source, batch: int) -> Scores:
+    """Runs the cascade on every example and computes the metrics of each stage.
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        source: Examples by index, see `loader.prepare`.
+        batch: Images at a time.
+    """
+    scores = Scores([], {s: [] for s in cascade.stages}, {s: [] for s in cascade.stages})
+    progress = tqdm.tqdm(total=len(source), desc="evaluate", unit="image", leave=False)
+    for examples in loader.eval_batches(source, batch):
+        all_masks = segment(cascade, params, examples, batch)
+        for example, masks in zip(examples, all_masks, strict=True):
+            truth = example["mask"][..., 0] > 127
+            scores.names.append(_text(example["name"]))
+            for stage, mask in masks.items():
+                scores.rows[stage].append(metrics.evaluate(mask, truth))
+                scores.cases[stage].append(metrics.emptiness(mask, truth))
+            progress.update()
+    progress.close()
+    return scores
+
+
+def segment(
+    cascade: Cascade, params, examples: Sequence[dict], batch: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Masks of each stage, bool `(height, width)`, example by example.
+
+    Neighbours of one size pass together; batches are filled up to `batch`, so that a shorter last
+    one compiles nothing.
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        examples: At most `batch` of them.
+        batch: Size of the batches.
+    """
+    for _, group in groupby(examples, key=lambda example: example["image"].shape):
+        images = np.stack([example["image"] for example in group])
+        filling = ((0, batch - len(images)), (0, 0), (0, 0), (0, 0))
+        probabilities = predict(cascade, params, np.pad(images, filling))
+        for index in range(len(images)):
+            yield {stage: p[index] > THRESHOLD for stage, p in probabilities.items()}
+
+
+def _text(name) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def summary(scores: Scores) -> dict:
+    """Number of images, mean metrics of each stage, and how many masks were empty."""
+    means = {stage: metrics.summarise(rows) for stage, rows in scores.rows.items()}
+    empty = {stage: metrics.count_empty(cases) for stage, cases in scores.cases.items()}
+    return {"images": len(scores.names), **means, "empty": empty}
+
+
+def mean_dice(scores: Scores) -> float:
+    """Mean Dice of the final output."""
+    return statistics.fmean(row["dice"] for row in scores.rows["final"])
+
+
+def table(result: dict) -> str:
+    """The paper's columns, a row for each stage, from what `summary` returns."""
+    lines = ["", f"{'':16}" + "".join(f"{title:>11}" for title in COLUMNS.values())]
+    for stage, title in STAGES.items():
+        if stage in result:
+            values = (f"{result[stage][name]:11.{2 if name == 'asd' else 4}f}" for name in COLUMNS)
+            lines.append(f"{title:16}" + "".join(values))
+    lines.append(f"Mean over {result['images']} images; ASD in pixels.")
+    for stage, cases in result["empty"].items():
+        if any(cases.values()):
+            counts = ", ".join(f"{case}: {count}" for case, count in cases.items())
+            lines.append(f"{STAGES[stage]}: empty masks ({counts}) scored, none left out.")
+    return "\n".join(lines)
+
+
+def _per_image(scores: Scores) -> str:
+    text = io.StringIO()
+    header = [f"{stage}_{name}" for stage in scores.rows for name in COLUMNS]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["name", *header])
+    for index, name in enumerate(scores.names):
+        values = (rows[index][column] for rows in scores.rows.values() for column in COLUMNS)
+        writer.writerow([name, *(f"{value:.6f}" for value in values)])
+    return text.getvalue()
+
+
+def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: Path) -> None:
+    for old in folder.glob("*.png"):
+        old.unlink()
+    dice = [row["dice"] for row in scores.rows["final"]]
+    chosen, batch = figures.choose(dice, config.figures), config.batch
+    for start in range(0, len(chosen), batch):
+        some = chosen[start : start + batch]
+        examples = [source[index] for index in some]
+        for rank, (index, example, masks) in enumerate(
+            zip(some, examples, segment(cascade, params, examples, batch), strict=True), start
+        ):
+            image = example["image"][..., 0].astype(np.float32) / 255
+            named = {STAGES[stage]: mask for stage, mask in masks.items()}
+            truth = example["mask"][..., 0] > 127
+            picture = figures.panel(image, truth, named, scores.names[index])
+            stem = Path(scores.names[index]).stem
+            write_png(folder / f"{rank:02d}_{stem}_dice_{dice[index]:.3f}.png", picture)
+
+
+def _write_text(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)

@@ -1,0 +1,54 @@
+"""The training objective: cross-entropy + soft Dice (nnU-Net), as the released TPRNet uses it."""
+
+import jax
+import jax.numpy as jnp
+
+SMOOTH = 1e-5
+
+
+def cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean cross-entropy over all pixels.
+
+    Args:
+        logits: `(batch, height, width, 2)`.
+        mask: `(batch, height, width, 1)` in {0, 1}.
+
+    Returns:
+        A scalar.
+    """
+    log_probability = jax.nn.log_softmax(logits)
+    target = jnp.concatenate([1 - mask, mask], axis=-1)
+    return -(target * log_probability).sum(axis=-1).mean()
+
+
+def soft_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Negative soft Dice of the foreground class, its sums pooled over the batch.
+
+    Args:
+        logits: `(batch, height, width, 2)`.
+        mask: `(batch, height, width, 1)` in {0, 1}.
+
+    Returns:
+        A scalar in [-1, 0].
+    """
+    probability = jax.nn.softmax(logits)[..., 1:]
+    intersection = (probability * mask).sum()
+    return -(2 * intersection + SMOOTH) / (probability.sum() + mask.sum() + SMOOTH)
+
+
+def segmentation_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Cross-entropy + soft Dice, equal weights."""
+    return cross_entropy(logits, mask) + soft_dice(logits, mask)
+
+
+def patch_losses(logits: jax.Array, masks: jax.Array) -> jax.Array:
+    """`segmentation_loss` of each patch by itself.
+
+    Args:
+        logits: `(patches, rows, columns, 2)`.
+        masks: `(patches, rows, columns, 1)` in {0, 1}.
+
+    Returns:
+        `(patches,)`.
+    """
+    return jax.vmap(lambda one, mask: segmentation_loss(one[None], mask[None]))(logits, masks)

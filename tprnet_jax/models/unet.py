@@ -1,0 +1,114 @@
+"""The plain convolutional U-Net of nnU-Net, which all three branches of TPRNet are."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+NEGATIVE_SLOPE = 0.01
+EPSILON = 1e-5
+
+# He et al. 2015 for a leaky ReLU: variance 2 / ((1 + slope^2) fan_in).
+_GAIN = 2.0 / (1.0 + NEGATIVE_SLOPE**2)
+he_normal = nn.initializers.variance_scaling(_GAIN, "fan_in", "normal")
+# A transposed convolution's fan-in counts its output channels, as in PyTorch, where the released
+# networks were initialised.
+he_normal_transposed = nn.initializers.variance_scaling(
+    _GAIN, "fan_in", "normal", in_axis=-1, out_axis=-2
+)
+
+
+class ConvBlock(nn.Module):
+    """3x3 convolution with bias, affine instance normalisation, leaky ReLU.
+
+    Maps `(batch, height, width, any)` to `(batch, height / stride, width / stride, features)`.
+    """
+
+    features: int
+    stride: int = 1
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the block's activations."""
+        x = nn.Conv(
+            self.features,
+            (3, 3),
+            strides=self.stride,
+            padding=1,
+            kernel_init=he_normal,
+            dtype=self.dtype,
+            name="conv",
+        )(x)
+        x = nn.InstanceNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
+        return nn.leaky_relu(x, NEGATIVE_SLOPE)
+
+
+class UpConv(nn.Module):
+    """2x2 transposed convolution with stride 2.
+
+    The taps of neighbouring outputs never overlap, so it is one matrix product and a reordering of
+    pixels. Maps `(batch, height, width, any)` to `(batch, 2 height, 2 width, features)`.
+    """
+
+    features: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the upsampled activations."""
+        kernel = self.param("kernel", he_normal_transposed, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        batch, height, width, _ = x.shape
+        x = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
+        return x.reshape(batch, 2 * height, 2 * width, self.features) + bias
+
+
+class UNet(nn.Module):
+    """Plain convolutional U-Net (`PlainConvUNet` of nnU-Net, without deep supervision).
+
+    Two blocks a stage in encoder and decoder; every stage but the first halves the resolution with
+    the stride of its first convolution; the decoder upsamples with a 2x2 transposed convolution
+    and concatenates (upsampled first, then skip). Sides that the strides do not divide are padded
+    with their border pixels at the bottom and right, and the logits cropped back.
+
+    Attributes:
+        channels: Channels of each stage, from full resolution down.
+        classes: Channels of the logits.
+        dtype: Type of the computation; parameters and logits are float32.
+    """
+
+    channels: Sequence[int]
+    classes: int = 2
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps images `(batch, height, width, 1)` to logits `(batch, height, width, classes)`."""
+        height, width = x.shape[1:3]
+        x = _pad_to_multiple(x, 2 ** (len(self.channels) - 1))
+        skips = []
+        for stage, features in enumerate(self.channels):
+            for block in range(2):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = ConvBlock(features, stride, self.dtype, name=f"encoder_{stage}_{block}")(x)
+            skips.append(x)
+        skips.pop()
+        for stage in reversed(range(len(self.channels) - 1)):
+            features = self.channels[stage]
+            x = UpConv(features, self.dtype, name=f"up_{stage}")(x)
+            x = jnp.concatenate([x, skips.pop()], axis=-1)
+            for block in range(2):
+                x = ConvBlock(features, 1, self.dtype, name=f"decoder_{stage}_{block}")(x)
+        head = nn.Conv(
+            self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head"
+        )
+        return head(x)[:, :height, :width].astype(jnp.float32)
+
+
+def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+    rows, columns = (-side % multiple for side in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")

@@ -1,0 +1,86 @@
+"""A user's angiograms in; masks and overlays out."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import tqdm
+from absl import logging
+from ml_collections import ConfigDict
+
+from tprnet_jax import checkpoints, evaluate, figures
+from tprnet_jax import config as configuration
+from tprnet_jax.cascade import Cascade, predict
+from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
+from tprnet_jax.errors import UserError
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Segments `config.predict.input` into `config.predict.output`.
+
+    For each image NAME.*, of any size, writes `NAME_mask.png` (0 and 255, the input's size) and
+    `NAME_overlay.png`. An image that cannot be read is named and skipped.
+
+    Raises:
+        UserError: Input, output or checkpoint cannot be used, or, at the end, images were skipped.
+    """
+    paths = find_images(config.predict.input)
+    output = _make_output(config.predict.output)
+    cascade = configuration.cascade(config.model)
+    params, _ = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    skipped = []
+    for path in tqdm.tqdm(paths, desc="predict", unit="image"):
+        try:
+            image = read_grey(path)
+        except UserError as error:
+            logging.error("skipped: %s", error)
+            skipped.append(path)
+            continue
+        mask = segment(cascade, params, image)
+        write_png(output / f"{path.stem}_mask.png", mask.astype(np.uint8) * 255)
+        write_png(output / f"{path.stem}_overlay.png", figures.overlay(image, mask))
+    print(f"{len(paths) - len(skipped)} of {len(paths)} images segmented into {output}")
+    if skipped:
+        names = ", ".join(path.name for path in skipped)
+        raise UserError(f"{len(skipped)} of {len(paths)} images could not be read: {names}")
+
+
+def find_images(given: str) -> list[Path]:
+    """The image files that `config.predict.input` names, sorted.
+
+    Raises:
+        UserError: There is none, or two would write the same mask.
+    """
+    if not given:
+        raise UserError("config.predict.input is empty; give an image file or a folder of images")
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise UserError(f"config.predict.input={given} does not exist; give a file or a folder")
+    if path.is_file():
+        return [path]
+    paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UserError(f"config.predict.input={given} has no {', '.join(SUFFIXES)} file")
+    stem, count = Counter(p.stem for p in paths).most_common(1)[0]
+    if count > 1:
+        same = ", ".join(p.name for p in paths if p.stem == stem)
+        raise UserError(f"{same} in {given} would all write {stem}_mask.png; rename all but one")
+    return paths
+
+
+def _make_output(given: str) -> Path:
+    if not given:
+        raise UserError("config.predict.output is empty; give the folder to write masks to")
+    output = Path(given).expanduser()
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"config.predict.output={given} cannot be made ({error.strerror}); give another folder"
+        ) from error
+    return output
+
+
+def segment(cascade: Cascade, params, image: np.ndarray) -> np.ndarray:
+    """Final mask, bool `(height, width)`, of a float32 image `(height, width)` in [0, 1]."""
+    return predict(cascade, params, image[None, ..., None])["final"][0] > evaluate.THRESHOLD

@@ -1,0 +1,193 @@
+"""One training step: forward, host stage and backward as separate jitted calls.
+
+GlobalNet and LocalNet run forward once. The pullback that `jax.vjp` returns inside a jitted
+function is a pytree, so it leaves the device call, waits while the host places the patches, and
+enters the backward call. The coordinates of window and patches are constants to the gradient.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from tprnet_jax import losses, windows
+from tprnet_jax.cascade import (
+    Cascade,
+    Coarse,
+    chunks,
+    coarse_logits,
+    focal_logits,
+    init,
+    refine,
+    sample_patches,
+    to_unit,
+    vessel_in_window,
+)
+from tprnet_jax.windows import Patches
+
+
+class Trainer(NamedTuple):
+    """What a training step needs besides arrays; hashable, a static argument.
+
+    Attributes:
+        cascade: The networks.
+        direction: Turns a branch's gradients into a direction of descent.
+        schedule: Learning rate by step.
+        clip_norm: Largest norm of the gradient of all branches together.
+    """
+
+    cascade: Cascade
+    direction: optax.GradientTransformation
+    schedule: Callable
+    clip_norm: float
+
+
+class State(NamedTuple):
+    """All that a step changes.
+
+    Attributes:
+        step: Steps taken, int32 scalar.
+        params: Parameters by branch.
+        optim: State of the optimiser by branch, so that a branch that sits out an epoch is not
+            touched by weight decay or momentum.
+    """
+
+    step: jax.Array
+    params: dict
+    optim: dict
+
+
+def initial_state(trainer: Trainer, seed: int) -> State:
+    """Fresh parameters and optimiser state."""
+    params = init(trainer.cascade, jax.random.key(seed))
+    optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
+    return State(jnp.zeros((), jnp.int32), params, optim)
+
+
+def train_step(
+    trainer: Trainer, state: State, images: np.ndarray, masks: np.ndarray, with_focal: bool
+) -> tuple[State, dict[str, jax.Array]]:
+    """Takes one step.
+
+    Args:
+        trainer: Networks, optimiser and schedule.
+        state: Before the step; not to be used again.
+        images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
+        masks: `(batch, height, width, 1)` uint8, 0 or 255.
+        with_focal: Whether FocalNet takes part.
+
+    Returns:
+        The state after the step and scalars: "loss", each of its terms, "gradient_norm",
+        "learning_rate" and "patches" (their number).
+    """
+    cascade = trainer.cascade
+    images, masks = jnp.asarray(images), jnp.asarray(masks)
+    coarse, vessel, pullback = _forward(cascade, state.params, images)
+    canvas, patch_loss, count, pullbacks = None, None, 0, []
+    if with_focal:
+        batch, image = images.shape[0], images.shape[1:3]
+        owner, origin = sample_patches(
+            cascade, np.asarray(vessel), np.asarray(coarse.origin), image
+        )
+        canvas, patch_loss = windows.empty_canvas(batch, image, channels=2), jnp.float32(0)
+        count = len(owner)
+        for patches in chunks(cascade, owner, origin, batch):
+            (canvas, patch_loss), chunk_pullback = _focal_forward(
+                cascade, state.params, canvas, patch_loss, images, masks, patches
+            )
+            pullbacks.append(chunk_pullback)
+    terms, gradients = _objective(
+        cascade, coarse, canvas, patch_loss, np.float32(max(count, 1)), masks
+    )
+    coarse_gradient, *focal_gradient = gradients
+    focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
+    state, scalars = _update(trainer, state, pullback, coarse_gradient, focal)
+    return state, {**terms, **scalars, "patches": np.int32(count)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(cascade, params, images):
+    images = to_unit(images)
+    coarse_params = {name: params[name] for name in params if name != "focal"}
+
+    def logits(params):
+        coarse = coarse_logits(cascade, params, images)
+        return coarse._replace(origin=None), coarse.origin
+
+    coarse, pullback, origin = jax.vjp(logits, coarse_params, has_aux=True)
+    coarse = coarse._replace(origin=origin)
+    return coarse, None if cascade.local_net is None else vessel_in_window(coarse), pullback
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _focal_forward(cascade, params, canvas, patch_loss, images, masks, patches: Patches):
+    images = to_unit(images)
+    truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(images.shape[1:3]))
+    taken = patches.owner < images.shape[0]
+
+    def lay(focal_params, canvas, patch_loss):
+        logits = focal_logits(cascade, {"focal": focal_params}, images, patches)
+        loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
+        return windows.lay_patches(canvas, logits, patches), patch_loss + loss
+
+    return jax.vjp(lay, params["focal"], canvas, patch_loss)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _objective(cascade, coarse: Coarse, canvas, patch_loss, count, masks):
+    """Mean of the terms (the released code's five; three while FocalNet sits out)."""
+    truth = to_unit(masks)
+
+    def total(logits, canvas, patch_loss):
+        stages = refine(cascade, logits._replace(origin=coarse.origin), canvas)
+        terms = {"global": losses.segmentation_loss(stages["global"], truth)}
+        if cascade.local_net is not None:
+            window = coarse.local_logits.shape[1:3]
+            truth_window = windows.crop(truth, coarse.origin, window)
+            terms["local"] = losses.segmentation_loss(logits.local_logits, truth_window)
+            terms["global_local"] = losses.segmentation_loss(stages["global_local"], truth)
+        if canvas is not None:
+            terms["final"] = losses.segmentation_loss(stages["final"], truth)
+            terms["focal"] = patch_loss / count
+        loss = sum(terms.values()) / len(terms)
+        return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
+
+    logits = coarse._replace(origin=None)
+    gradients, terms = jax.grad(total, (0, 1, 2), has_aux=True)(logits, canvas, patch_loss)
+    return terms, gradients
+
+
+def _focal_backward(params, gradient, pullbacks):
+    total = _zeros_like(params["focal"])
+    for pullback in reversed(pullbacks):
+        total, gradient = _focal_chunk_backward(total, gradient, pullback)
+    return {"focal": total}
+
+
+@jax.jit
+def _zeros_like(tree):
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _focal_chunk_backward(total, gradient, pullback):
+    params_gradient, *gradient = pullback(tuple(gradient))
+    return jax.tree.map(jnp.add, total, params_gradient), gradient
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gradient):
+    gradients = {**pullback(coarse_gradient)[0], **focal_gradient}
+    norm = optax.global_norm(gradients)
+    scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
+    rate = trainer.schedule(state.step)
+    params, optim = dict(state.params), dict(state.optim)
+    for name, gradient in gradients.items():
+        clipped = jax.tree.map(lambda g: g * scale, gradient)
+        descent, optim[name] = trainer.direction.update(clipped, optim[name], params[name])
+        params[name] = jax.tree.map(lambda p, d: p - rate * d, params[name], descent)
+    return State(state.step + 1, params, optim), {"gradient_norm": norm, "learning_rate": rate}
