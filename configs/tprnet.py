@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from tprnet_jax.cascade import BRANCHES
 from tprnet_jax.config import default
+from tprnet_jax.errors import UserError
 
 ABLATIONS = {"global": BRANCHES[:1], "global_local": BRANCHES[:2]}
 
@@ -16,7 +17,7 @@ def get_config(argument: str = "") -> ConfigDict:
         elif word in ABLATIONS:
             config.model.branches = ABLATIONS[word]
         else:
-            raise ValueError(
+            raise UserError(
                 f"configs/tprnet.py has no argument {word!r}; choose from small, "
                 f"{', '.join(ABLATIONS)}, joined by commas"
             )

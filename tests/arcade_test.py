@@ -460,6 +460,7 @@ def real(tmp_path_factory):
     return arcade.prepare(ARCADE, str(tmp_path_factory.mktemp("arcade")))
 
 
+@pytest.mark.arcade
 @needs_arcade
 def test_real_masks_have_the_published_bounding_boxes(real):
     with open(os.path.join(ARCADE, "reference_boxes_train.json")) as file:
@@ -477,6 +478,7 @@ def test_real_masks_have_the_published_bounding_boxes(real):
     assert len(different) <= 2
 
 
+@pytest.mark.arcade
 @needs_arcade
 def test_real_images_are_those_of_the_files(real):
     validation = real.as_data_source("validation")

@@ -252,7 +252,7 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
 
     Returns:
-        Foreground probability `(batch, height, width)` float32 of each stage.
+        Foreground probability `(batch, height, width)` float32 of each stage, in their order.
     """
     images = jnp.asarray(images)
     batch, image = images.shape[0], images.shape[1:3]
@@ -265,4 +265,5 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
         )
         for patches in chunks(cascade, owner, origin, batch):
             canvas = _focal(cascade, params, images, canvas, patches)
-    return jax.device_get(_probabilities(cascade, coarse, canvas))
+    probabilities = jax.device_get(_probabilities(cascade, coarse, canvas))
+    return {stage: probabilities[stage] for stage in cascade.stages}

@@ -7,23 +7,36 @@ from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 
 DTYPES = ("float32", "bfloat16")
+LEAST = {
+    "model.window": 1,
+    "model.patch": 1,
+    "model.pixels_per_patch": 1,
+    "model.max_patches": 1,
+    "model.chunk": 1,
+    "train.epochs": 1,
+    "train.batch": 1,
+    "train.focal_from_epoch": 0,
+    "train.evaluate_every": 1,
+    "eval.batch": 1,
+    "eval.figures": 0,
+}
 
 
 def default() -> ConfigDict:
     """The paper's TPRNet on ARCADE; locked, so that an unknown field is an error."""
     config = ConfigDict()
-    config.seed = 0  # Of parameters, order of samples and augmentation.
+    config.seed = 0  # Of parameters, order of samples and mirroring.
 
     config.data = data = ConfigDict()
     data.name = "arcade"  # "arcade" or "phantom".
     data.source = ""  # arcade: folder that contains syntax/; empty downloads the archive.
     data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
     data.mirror = False  # Mirror images and masks at random along both axes.
-    data.workers = 0  # Processes that load and augment; 0 uses threads of this one.
     data.phantom = ConfigDict()
     data.phantom.size = 256  # Side, pixels.
     data.phantom.train = 200  # Number of training phantoms.
     data.phantom.validation = 40  # Number of validation phantoms.
+    data.phantom.seed = 0  # Of all that is drawn.
 
     config.model = model = ConfigDict()
     model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
@@ -65,13 +78,51 @@ def default() -> ConfigDict:
     return config.lock()
 
 
-def cascade(model: ConfigDict) -> Cascade:
-    """The networks of `config.model`.
+def _check(config: ConfigDict) -> None:
+    """Checks what can be checked before any data is read.
 
     Raises:
         UserError: A field has a value that cannot be used.
     """
-    _check(model)
+    for field, least in LEAST.items():
+        section, name = field.split(".")
+        if config[section][name] < least:
+            raise UserError(
+                f"config.{field} is {config[section][name]}; it must be at least {least}"
+            )
+    for field, choices in (("refinement", REFINEMENTS), ("dtype", DTYPES)):
+        if config.model[field] not in choices:
+            raise UserError(
+                f"config.model.{field} is {config.model[field]!r}; choose one of "
+                f"{', '.join(choices)}"
+            )
+    _check_branches(config.model)
+
+
+def _check_branches(model: ConfigDict) -> None:
+    branches = tuple(model.branches)
+    if not branches or branches != BRANCHES[: len(branches)]:
+        raise UserError(
+            f"config.model.branches is {branches}; choose ('global',), ('global', 'local') or "
+            f"{BRANCHES}"
+        )
+    for branch in branches:
+        channels = tuple(model[f"{branch}_channels"])
+        if not channels or min(channels) < 1:
+            raise UserError(
+                f"config.model.{branch}_channels is {channels}; give a positive number for each "
+                "stage, at least one"
+            )
+
+
+def cascade(config: ConfigDict) -> Cascade:
+    """The networks that a configuration describes.
+
+    Raises:
+        UserError: A field of the configuration has a value that cannot be used.
+    """
+    _check(config)
+    model = config.model
     nets = {
         name: UNet(tuple(model[f"{name}_channels"]), dtype=model.dtype) for name in model.branches
     }
@@ -84,20 +135,3 @@ def cascade(model: ConfigDict) -> Cascade:
         chunk=model.chunk,
         refinement=model.refinement,
     )
-
-
-def _check(model: ConfigDict) -> None:
-    branches = tuple(model.branches)
-    if not branches or branches != BRANCHES[: len(branches)]:
-        raise UserError(
-            f"config.model.branches is {branches}; choose ('global',), ('global', 'local') or "
-            f"{BRANCHES}."
-        )
-    for field, choices in (("refinement", REFINEMENTS), ("dtype", DTYPES)):
-        if model[field] not in choices:
-            raise UserError(
-                f"config.model.{field} is {model[field]!r}; choose one of {', '.join(choices)}."
-            )
-    for field in ("window", "patch", "pixels_per_patch", "max_patches", "chunk"):
-        if model[field] < 1:
-            raise UserError(f"config.model.{field} is {model[field]}; it must be at least 1.")

@@ -51,9 +51,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: There is no usable checkpoint or data set.
     """
-    cascade = build_cascade(config.model)
+    cascade = build_cascade(config)
     params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
-    source = loader.examples(loader.prepare(config.data, config.seed), config.eval.split)
+    source = loader.examples(loader.prepare(config.data), config.eval.split)
     return report(config, workdir, cascade, params, step, source)
 
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from tprnet_jax.errors import UserError
 
@@ -37,28 +37,38 @@ def main(argv: list[str]) -> None:
 def _workdir() -> Path:
     if _WORKDIR.value:
         return Path(_WORKDIR.value).expanduser()
-    given = flags.FLAGS["config"].config_filename
-    path, _, argument = given.partition(":")
-    return Path("runs") / "_".join([Path(path).stem, *argument.replace(",", " ").split()])
+    path, _, argument = flags.FLAGS["config"].config_filename.partition(":")
+    return Path("runs") / "_".join([Path(path).stem, *filter(None, argument.split(","))])
 
 
 def _parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them, or with the configuration, is one sentence."""
     try:
         rest = flags.FLAGS(argv)
-        if _CONFIG.value is None and not flags.FLAGS["help"].value:
-            raise UserError("--config is missing; give one such as --config=configs/quickstart.py")
+        _check_config()
         return rest
-    except (flags.Error, UserError) as error:
-        _fail(error)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # What ml_collections raises for unknown fields, wrong types and missing files.
+    except KeyError as error:
+        _fail(f"the configuration has no field {'; '.join(str(error.args[0]).splitlines())}")
+    except (flags.Error, UserError, AttributeError, TypeError, ValueError) as error:
         _fail(error)
 
 
-def _fail(message) -> None:
-    logging.flush()
-    sys.exit("error: " + " ".join(str(message).split()))
+def _check_config() -> None:
+    if _CONFIG.value is None:
+        raise UserError("--config is missing; give one such as --config=configs/quickstart.py")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        given = flags.FLAGS["config"].config_filename
+        raise UserError(
+            f"--config={given} cannot be read; give a configuration file such as "
+            "configs/quickstart.py"
+        )
+
+
+def _fail(reason) -> None:
+    text = str(reason)
+    # ml_collections wraps what a configuration file raises in its whole traceback.
+    text = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+    sys.exit(f"error: {text}")
 
 
 if __name__ == "__main__":

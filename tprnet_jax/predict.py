@@ -26,7 +26,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     paths = find_images(config.predict.input)
     output = _make_output(config.predict.output)
-    cascade = configuration.cascade(config.model)
+    cascade = configuration.cascade(config)
     params, _ = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
     skipped = []
     for path in tqdm.tqdm(paths, desc="predict", unit="image"):

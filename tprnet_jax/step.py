@@ -182,7 +182,7 @@ def _focal_chunk_backward(total, gradient, pullback):
 @functools.partial(jax.jit, static_argnums=0)
 def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gradient):
     gradients = {**pullback(coarse_gradient)[0], **focal_gradient}
-    norm = optax.global_norm(gradients)
+    norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
     rate = trainer.schedule(state.step)
     params, optim = dict(state.params), dict(state.optim)

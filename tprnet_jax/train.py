@@ -30,9 +30,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: The configuration, the data or the checkpoints cannot be used.
     """
-    _check(config)
-    cascade = configuration.cascade(config.model)
-    builder = loader.prepare(config.data, config.seed)
+    cascade = configuration.cascade(config)
+    builder = loader.prepare(config.data)
     source, held_out = (loader.examples(builder, s) for s in ("train", "validation"))
     steps_per_epoch = _steps_per_epoch(len(source), config.train.batch)
     trainer = Trainer(
@@ -51,12 +50,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         elif (finished := _earlier_report(config, workdir)) is not None:
             return finished
     return evaluate.run(config, workdir)
-
-
-def _check(config: ConfigDict) -> None:
-    for field in ("epochs", "batch", "evaluate_every"):
-        if config.train[field] < 1:
-            raise UserError(f"config.train.{field} is {config.train[field]}; it must be at least 1")
 
 
 def _steps_per_epoch(examples: int, batch: int) -> int:

@@ -70,8 +70,10 @@ def valid_origin(centre: jax.Array, window: tuple[int, int], image: tuple[int, i
 
     Takes and returns NumPy or JAX integers alike.
     """
-    lowest_end = np.subtract(image, window)
-    return (centre - np.floor_divide(window, 2)).clip(0, lowest_end)
+    aligned = (1,) * (centre.ndim - 1) + (2,)
+    half = np.floor_divide(window, 2).reshape(aligned)
+    last = np.subtract(image, window).reshape(aligned)
+    return (centre - half).clip(0, last)
 
 
 def crop(images: jax.Array, origin: jax.Array, window: tuple[int, int]) -> jax.Array:
@@ -155,8 +157,8 @@ def lay_patches(canvas: jax.Array, values: jax.Array, patches: Patches) -> jax.A
     weighted = jnp.concatenate(
         [weight * values, jnp.broadcast_to(weight, (*values.shape[:-1], 1))], axis=-1
     )
-    rows = patches.origin[:, 0, None] + jnp.arange(values.shape[1])
-    columns = patches.origin[:, 1, None] + jnp.arange(values.shape[2])
+    rows = patches.origin[:, :1] + jnp.arange(values.shape[1])[None]
+    columns = patches.origin[:, 1:] + jnp.arange(values.shape[2])[None]
     place = canvas.at[patches.owner[:, None, None], rows[:, :, None], columns[:, None, :]]
     return place.add(weighted, mode="drop")
 

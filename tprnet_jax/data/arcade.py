@@ -6,7 +6,6 @@ The official layout is `syntax/{train,val,test}/images/N.png` with COCO annotati
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import reprlib
@@ -23,7 +22,7 @@ import tqdm
 from absl import logging
 from tensorflow_datasets.core.download import downloader
 
-from tprnet_jax.data import images
+from tprnet_jax.data import images, records
 from tprnet_jax.errors import UserError
 
 URL = "https://zenodo.org/records/10390295/files/arcade.zip"
@@ -57,17 +56,14 @@ class Arcade(tfds.core.GeneratorBasedBuilder):
     def __init__(self, *, samples: dict[str, list[Sample]] | None = None, **kwargs):
         """Takes what is to be written, by split; a builder that only reads needs none."""
         self._samples = samples or {}
-        with _quiet():
+        with records.quiet():
             super().__init__(**kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-        image = tfds.features.Image(shape=(None, None, 1), dtype=np.uint8, encoding_format="png")
         return tfds.core.DatasetInfo(
             builder=self,
             description="X-ray coronary angiograms with masks of the vessels (ARCADE, syntax task)",
-            features=tfds.features.FeaturesDict(
-                {"image": image, "mask": image, "name": tfds.features.Text()}
-            ),
+            features=records.features(),
             homepage="https://doi.org/10.1038/s41597-023-02871-z",
             disable_shuffling=True,
         )
@@ -80,15 +76,7 @@ class Arcade(tfds.core.GeneratorBasedBuilder):
         for key, sample in enumerate(_progress(samples, "Writing images")):
             image = np.rint(images.read_grey(sample.path) * 255).astype(np.uint8)
             mask = draw_mask(sample.polygons, sample.height, sample.width)
-            yield (
-                key,
-                {
-                    # TFDS can encode arrays only with TensorFlow.
-                    "image": images.encode_png(image),
-                    "mask": images.encode_png(mask),
-                    "name": sample.path.name,
-                },
-            )
+            yield key, records.example(image, mask, sample.path.name)
 
 
 def prepare(source: str, data_dir: str | None = None) -> Arcade:
@@ -111,9 +99,9 @@ def prepare(source: str, data_dir: str | None = None) -> Arcade:
     if source:
         folders = _split_folders(Path(source).expanduser())
         builder = _builder(f"local_{_digest(folders.values())}", data_dir)
-        return builder if _is_written(builder) else _write(builder, folders)
+        return builder if records.is_written(builder) else _write(builder, folders)
     builder = _builder("official", data_dir)
-    if _is_written(builder):
+    if records.is_written(builder):
         return builder
     with _scratch_folder(builder) as scratch:
         return _write(builder, _split_folders(_download(scratch)))
@@ -152,25 +140,6 @@ def _builder(
     )
 
 
-def _is_written(builder: Arcade) -> bool:
-    # TFDS writes elsewhere and renames at the end: what is interrupted never gets this name.
-    return builder.data_path.exists()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silences TFDS's progress bars, announcements and its warning of a config made on the spot."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        tfds.enable_progress_bar()
-        logging.set_verbosity(verbosity)
-
-
 def _write(reader: Arcade, folders: dict[str, Path]) -> Arcade:
     """Checks all splits, only then writes them where `reader` expects them, and opens them."""
     samples = {split: _read_split(folder) for split, folder in folders.items()}
@@ -179,21 +148,8 @@ def _write(reader: Arcade, folders: dict[str, Path]) -> Arcade:
         _warn_of_unnamed(samples[split], folder)
     config, data_dir = reader.builder_config.name, reader.data_dir_root
     writer = _builder(config, data_dir, samples)
-    try:
-        with _quiet():
-            writer.download_and_prepare()
-    except OSError as error:
-        # Of two runs that prepare at the same time, the second finds the place taken.
-        if not _is_written(reader):
-            raise _cannot_write(data_dir, error) from error
+    records.write(writer)
     return _builder(config, data_dir)
-
-
-def _cannot_write(folder: str | os.PathLike, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write the prepared data set to {folder} ({error}); choose a data folder that can "
-        "be written to and has space left"
-    )
 
 
 @contextlib.contextmanager
@@ -204,7 +160,7 @@ def _scratch_folder(builder: Arcade) -> Iterator[Path]:
         root.mkdir(parents=True, exist_ok=True)
         scratch = tempfile.TemporaryDirectory(prefix="arcade_download_", dir=root)
     except OSError as error:
-        raise _cannot_write(root, error) from error
+        raise records.cannot_write(root, error) from error
     with scratch as folder:
         yield Path(folder)
 
@@ -235,7 +191,7 @@ def _unzip(archive: os.PathLike, target: Path) -> Path:
             # macOS adds a shadow tree of its own to archives.
             file.extractall(target, [name for name in names if not name.startswith("__MACOSX")])
         except OSError as error:
-            raise _cannot_write(target, error) from error
+            raise records.cannot_write(target, error) from error
     return next(target.rglob("syntax"), target / "syntax").parent
 
 

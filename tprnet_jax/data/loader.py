@@ -9,12 +9,11 @@ from ml_collections import ConfigDict
 from tprnet_jax.errors import UserError
 
 
-def prepare(config: ConfigDict, seed: int):
+def prepare(config: ConfigDict):
     """Prepares the data set that a configuration names.
 
     Args:
         config: `config.data`.
-        seed: Seed of the phantoms.
 
     Returns:
         A TFDS builder whose examples have "image" `(height, width, 1)` uint8, "mask" likewise
@@ -31,7 +30,7 @@ def prepare(config: ConfigDict, seed: int):
     if config.name == "phantom":
         from tprnet_jax.data import phantom
 
-        return phantom.prepare(**config.phantom, seed=seed, data_dir=config.dir or None)
+        return phantom.prepare(**config.phantom, data_dir=config.dir or None)
     raise UserError(f"config.data.name is {config.name!r}; choose 'arcade' or 'phantom'.")
 
 
@@ -54,8 +53,8 @@ def train_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, each epoch in a new order.
 
-    Batch number n is a function of the seed and n alone, whatever number the stream starts at
-    and however many workers there are, so a resumed run sees what an undisturbed one would.
+    Batch number n is a function of the seed and n alone, whatever number the stream starts at, so
+    a resumed run sees what an undisturbed one would.
 
     Args:
         source: Examples by index.
@@ -72,8 +71,6 @@ def train_batches(
         dataset = dataset.random_map(_mirror)
     dataset = dataset.map(_arrays).batch(batch)[start:]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
-    if config.workers:
-        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.workers))
     return iter(stream)
 
 

@@ -64,7 +64,8 @@ class UpConv(nn.Module):
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch, height, width, _ = x.shape
         x = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
-        return x.reshape(batch, 2 * height, 2 * width, self.features) + bias
+        x = x.reshape(batch, 2 * height, 2 * width, self.features)
+        return x + bias.reshape(1, 1, 1, -1)
 
 
 class UNet(nn.Module):
@@ -103,9 +104,7 @@ class UNet(nn.Module):
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             for block in range(2):
                 x = ConvBlock(features, 1, self.dtype, name=f"decoder_{stage}_{block}")(x)
-        head = nn.Conv(
-            self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head"
-        )
+        head = nn.Conv(self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
         return head(x)[:, :height, :width].astype(jnp.float32)
 
 

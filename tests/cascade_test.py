@@ -1,0 +1,346 @@
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from tprnet_jax import cascade, config, topology, windows
+from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade, Coarse
+from tprnet_jax.errors import UserError
+from tprnet_jax.models.unet import UNet
+
+
+@dataclasses.dataclass(frozen=True)
+class Threshold:
+    """Stands for a network: finds what is brighter than `level`, less surely further down."""
+
+    gain: float
+    level: float
+    slope: float = 0.0
+
+    def apply(self, variables, images):
+        del variables
+        down = self.slope * jnp.arange(images.shape[1], dtype=jnp.float32)[None, :, None, None]
+        foreground = self.gain * (images - self.level) - down
+        return jnp.concatenate([jnp.zeros_like(foreground), foreground], axis=-1)
+
+
+GLOBAL, LOCAL, FOCAL = Threshold(8, 0.6), Threshold(4, 0.5), Threshold(2, 0.55, slope=0.1)
+STUBS = Cascade(GLOBAL, LOCAL, FOCAL, 12, 5, 4, 20, chunk=3, refinement="topology_first")
+NO_PARAMS = dict.fromkeys(BRANCHES)
+
+
+def _blobs(seed, *shape):
+    """Smooth images in [0, 1], bright inside a border."""
+    noise = np.random.default_rng(seed).normal(size=shape)
+    smooth = ndimage.gaussian_filter(noise, (0, 1.2, 1.2))
+    return ((smooth - smooth.min()) / np.ptp(smooth)).astype(np.float32)[..., None]
+
+
+def _probability(logit):
+    return 1 / (1 + np.exp(-logit))
+
+
+# ---- The whole against NumPy ---------------------------------------------------------------------
+
+
+def _stub(net, image):
+    return net.gain * (image - net.level) - net.slope * np.arange(len(image))[:, None]
+
+
+def _window_by_definition(mask, side):
+    """Eqs. 1 and 2, the rectangle's end exclusive."""
+    origin = []
+    for axis, n in enumerate(mask.shape):
+        a = min(side, n)
+        found = np.flatnonzero(mask.any(axis=1 - axis))
+        centre = (found[0] + found[-1] + 1) // 2 if len(found) else n // 2
+        origin.append(max(a // 2, min(centre, n - a + a // 2)) - a // 2)
+    return np.s_[
+        origin[0] : origin[0] + min(side, mask.shape[0]),
+        origin[1] : origin[1] + min(side, mask.shape[1]),
+    ]
+
+
+def _focal_by_definition(image, centres, side):
+    """Eqs. 5 and 6: M4, and where there is one."""
+    total, weights = np.zeros(image.shape), np.zeros(image.shape)
+    rows, columns = (min(side, n) for n in image.shape)
+    for centre in centres:
+        row, column = (
+            np.clip(c - s // 2, 0, n - s)
+            for c, s, n in zip(centre, (rows, columns), image.shape, strict=True)
+        )
+        there = np.s_[row : row + rows, column : column + columns]
+        weight = np.asarray(windows.patch_weight((rows, columns)))
+        total[there] += weight * _stub(FOCAL, image[there])
+        weights[there] += weight
+    return total / np.where(weights > 0, weights, 1), weights > 0
+
+
+def _final_by_definition(image, refinement):
+    """Logits of the last stage for one image, and how many pixels each rule decided."""
+    m1 = _stub(GLOBAL, image)
+    window = _window_by_definition(m1 > 0, STUBS.window)
+    m2, in_window = np.zeros(image.shape), np.zeros(image.shape, bool)
+    m2[window], in_window[window] = _stub(LOCAL, image[window]), True
+    centres = topology.patch_centres((m1 + m2)[window] > 0, STUBS.pixels_per_patch, 20)
+    m4, in_patch = _focal_by_definition(image, centres + [side.start for side in window], 5)
+    covered = {
+        "topology_first": m4 / 4 + m2 / 4 + m1 / 2,
+        "location_first": m4 / 2 + m2 / 4 + m1 / 4,
+    }[refinement]
+    inside, outside = (m1 + m2) / 2, (m4 + m1) / 2
+    final = np.where(
+        in_patch, np.where(in_window, covered, outside), np.where(in_window, inside, m1)
+    )
+    return final, np.bincount((2 * in_patch + in_window).ravel(), minlength=4)
+
+
+@pytest.mark.parametrize("refinement", REFINEMENTS)
+def test_predict_against_numpy(refinement):
+    images = _blobs(0, 3, 25, 20)
+    stubs = dataclasses.replace(STUBS, refinement=refinement)
+    found = cascade.predict(stubs, NO_PARAMS, images)["final"]
+    decided = 0
+    for image, probability in zip(images[..., 0], found, strict=True):
+        expected, pixels = _final_by_definition(image, refinement)
+        decided += pixels
+        np.testing.assert_allclose(probability, _probability(expected), atol=1e-6)
+    assert (decided > 20).all()
+
+
+@pytest.mark.parametrize("size", [(6, 20), (12, 12), (13, 9), (4, 3), (31, 4)])
+def test_predict_where_window_or_patch_shrink_to_the_image(size):
+    images = _blobs(1, 2, *size)
+    found = cascade.predict(STUBS, NO_PARAMS, images)["final"]
+    assert found.shape == (2, *size)
+    for image, probability in zip(images[..., 0], found, strict=True):
+        expected, pixels = _final_by_definition(image, STUBS.refinement)
+        assert pixels[3] > 0
+        np.testing.assert_allclose(probability, _probability(expected), atol=1e-6)
+
+
+def test_the_patch_chunk_changes_nothing():
+    images = _blobs(2, 2, 25, 20)
+    whole = dataclasses.replace(STUBS, chunk=40)
+    np.testing.assert_allclose(
+        cascade.predict(STUBS, NO_PARAMS, images)["final"],
+        cascade.predict(whole, NO_PARAMS, images)["final"],
+        atol=1e-6,
+    )
+
+
+# ---- Refinement ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("refinement", "covered"), [("topology_first", 8.0), ("location_first", 11.0)]
+)
+def test_refine_by_hand(refinement, covered):
+    """M1 = 4, M2 = 8 in the window, M4 = 16 in one patch half inside the window."""
+    stubs = dataclasses.replace(STUBS, refinement=refinement)
+    coarse = Coarse(jnp.full((1, 4, 6, 2), 4.0), jnp.full((1, 4, 4, 2), 8.0), jnp.array([[0, 0]]))
+    patches = windows.Patches(jnp.array([0]), jnp.array([[1, 3]]))
+    canvas = windows.lay_patches(
+        windows.empty_canvas(1, (4, 6), 2), jnp.full((1, 2, 2, 2), 16.0), patches
+    )
+    stages = cascade.refine(stubs, coarse, canvas)
+    rows = {
+        "global": [[4, 4, 4, 4, 4, 4]] * 4,
+        "global_local": [[6, 6, 6, 6, 4, 4]] * 4,
+        "final": [[6, 6, 6, 6, 4, 4], *[[6, 6, 6, covered, 10, 4]] * 2, [6, 6, 6, 6, 4, 4]],
+    }
+    assert stages.keys() == rows.keys()
+    for stage, expected in rows.items():
+        for channel in range(2):
+            np.testing.assert_array_equal(stages[stage][0, ..., channel], expected)
+
+
+def test_without_focalnet_the_last_stage_is_global_local():
+    images = _blobs(0, 2, 14, 15)
+    ablation = dataclasses.replace(STUBS, focal_net=None)
+    found = cascade.predict(ablation, NO_PARAMS, images)
+    assert tuple(found) == ablation.stages == ("global", "global_local", "final")
+    np.testing.assert_array_equal(found["final"], found["global_local"])
+    assert (found["final"] != found["global"]).any()
+
+
+def test_without_localnet_the_last_stage_is_global():
+    images = _blobs(0, 2, 14, 15)
+    ablation = dataclasses.replace(STUBS, local_net=None, focal_net=None)
+    found = cascade.predict(ablation, NO_PARAMS, images)
+    assert tuple(found) == ablation.stages == ("global", "final")
+    np.testing.assert_array_equal(found["final"], found["global"])
+    expected = _probability(_stub(GLOBAL, images[..., 0].swapaxes(0, 1)).swapaxes(0, 1))
+    np.testing.assert_allclose(found["global"], expected, atol=1e-6)
+
+
+# ---- Nothing found -------------------------------------------------------------------------------
+
+
+def test_an_empty_global_mask_centres_the_window():
+    blind = dataclasses.replace(STUBS, global_net=Threshold(8, 2.0))
+    coarse = cascade.coarse_logits(blind, NO_PARAMS, jnp.asarray(_blobs(0, 2, 25, 20)))
+    assert not cascade.is_vessel(coarse.global_logits).any()
+    np.testing.assert_array_equal(coarse.origin, [(6, 4)] * 2)
+
+
+def test_an_empty_centreline_leaves_global_local_as_it_is():
+    blind = dataclasses.replace(STUBS, global_net=Threshold(8, 2.0), local_net=Threshold(4, 2.0))
+    found = cascade.predict(blind, NO_PARAMS, _blobs(0, 2, 25, 20))
+    np.testing.assert_array_equal(found["final"], found["global_local"])
+    assert (found["final"] < 0.5).all()
+
+
+def test_an_empty_image_beside_one_with_vessels():
+    images = _blobs(0, 2, 25, 20)
+    images[0] = 0
+    found = cascade.predict(STUBS, NO_PARAMS, images)
+    np.testing.assert_array_equal(found["final"][0], found["global_local"][0])
+    assert (found["final"][1] != found["global_local"][1]).any()
+
+
+# ---- The host stage ------------------------------------------------------------------------------
+
+
+def test_sampled_patches_are_valid():
+    rng = np.random.default_rng(0)
+    vessel = ndimage.gaussian_filter(rng.normal(size=(6, 12, 12)), (0, 1.5, 1.5)) > 0
+    vessel[2] = False
+    corners = np.array([(0, 0), (0, 8), (5, 3), (13, 0), (13, 8), (7, 8)])
+    owner, origin = cascade.sample_patches(STUBS, vessel, corners, (25, 20))
+    assert owner.dtype == origin.dtype == np.int32
+    assert (origin >= 0).all()
+    assert (origin <= [25 - 5, 20 - 5]).all()
+    for index, mask in enumerate(vessel):
+        line = np.argwhere(topology.centreline(mask)) + corners[index]
+        mine = origin[owner == index]
+        assert len(mine) == (max(len(line) // 4, 1) if mask.any() else 0)
+        for patch in mine:
+            assert ((line >= patch) & (line < patch + 5)).all(axis=1).any()
+    np.testing.assert_array_equal(owner, np.sort(owner))
+
+
+def test_no_image_gets_more_patches_than_the_most():
+    stubs = dataclasses.replace(STUBS, max_patches=3)
+    owner, _ = cascade.sample_patches(stubs, np.eye(12, dtype=bool)[None], np.zeros((1, 2)), (25, 20))
+    stubs_more = dataclasses.replace(STUBS, pixels_per_patch=1)
+    more, _ = cascade.sample_patches(
+        stubs_more, np.eye(12, dtype=bool)[None], np.zeros((1, 2), int), (25, 20)
+    )
+    assert (len(owner), len(more)) == (3, 12)
+
+
+def test_chunks_are_filled_with_empty_slots():
+    owner = np.array([0, 0, 1, 1, 2], np.int32)
+    origin = np.arange(1, 11, dtype=np.int32).reshape(5, 2)
+    first, second = cascade.chunks(STUBS, owner, origin, batch=3)
+    np.testing.assert_array_equal(first.owner, [0, 0, 1])
+    np.testing.assert_array_equal(first.origin, [(1, 2), (3, 4), (5, 6)])
+    np.testing.assert_array_equal(second.owner, [1, 2, 3])
+    np.testing.assert_array_equal(second.origin, [(7, 8), (9, 10), (0, 0)])
+    assert {array.dtype for array in (*first, *second)} == {np.dtype(np.int32)}
+
+
+@pytest.mark.parametrize(("patches", "count"), [(0, 0), (3, 1), (4, 2), (6, 2)])
+def test_chunks_are_as_many_as_needed(patches, count):
+    owner, origin = np.zeros(patches, np.int32), np.zeros((patches, 2), np.int32)
+    assert len(list(cascade.chunks(STUBS, owner, origin, batch=1))) == count
+
+
+# ---- Networks ------------------------------------------------------------------------------------
+
+
+def test_to_unit():
+    scaled = cascade.to_unit(jnp.array([0, 51, 255], jnp.uint8))
+    assert scaled.dtype == jnp.float32
+    np.testing.assert_allclose(scaled, [0, 0.2, 1], rtol=1e-6)
+    np.testing.assert_array_equal(cascade.to_unit(jnp.array([0.0, 0.3])), jnp.array([0.0, 0.3]))
+
+
+@pytest.mark.parametrize("size", [(25, 22), (7, 19)], ids=["odd", "smaller than the patch"])
+def test_a_batch_is_predicted_as_its_images_are(tiny, tiny_params, size):
+    """Sums in another order may change the last digits of a logit, and nothing else."""
+    images = np.random.default_rng(3).integers(0, 256, (3, *size, 1), np.uint8)
+    together = cascade.predict(tiny, tiny_params, images)
+    assert tuple(together) == ("global", "global_local", "final")
+    assert (together["final"] != together["global_local"]).any(axis=(1, 2)).all()
+    for index, image in enumerate(images):
+        alone = cascade.predict(tiny, tiny_params, image[None])
+        for stage, probability in alone.items():
+            assert probability.dtype == np.float32
+            assert probability.shape == (1, *size)
+            np.testing.assert_allclose(probability[0], together[stage][index], atol=1e-5)
+
+
+def test_bytes_and_unit_floats_are_predicted_alike(tiny, tiny_params, tiny_images):
+    floats = tiny_images / np.float32(255)
+    np.testing.assert_allclose(
+        cascade.predict(tiny, tiny_params, floats)["final"],
+        cascade.predict(tiny, tiny_params, tiny_images)["final"],
+        atol=1e-5,
+    )
+
+
+def test_an_ablation_starts_from_the_weights_of_the_whole():
+    net = UNet((2,))
+    whole = Cascade(net, net, net, 16, 8, 8, 20, 4, "topology_first")
+    global_local = dataclasses.replace(whole, focal_net=None)
+    global_only = dataclasses.replace(global_local, local_net=None)
+    params = cascade.init(whole, jax.random.key(1))
+    for ablation in (global_local, global_only):
+        branches = cascade.init(ablation, jax.random.key(1))
+        assert tuple(branches) == tuple(ablation.networks)
+        for name, branch in branches.items():
+            jax.tree.map(np.testing.assert_array_equal, branch, params[name])
+    kernels = [params[name]["encoder_0_0"]["conv"]["kernel"] for name in BRANCHES]
+    for one, other in itertools.combinations(kernels, 2):
+        assert (one != other).all()
+
+
+# ---- Configuration -------------------------------------------------------------------------------
+
+
+def test_config_builds_the_branches_it_names():
+    model = config.default().model
+    model.focal_channels = (4, 8)
+    built = config.cascade(model)
+    assert built.focal_net == UNet((4, 8), dtype="float32")
+    assert (built.window, built.patch, built.pixels_per_patch) == (448, 64, 64)
+    model.branches = ("global", "local")
+    assert config.cascade(model).focal_net is None
+    assert tuple(config.cascade(model).networks) == ("global", "local")
+    assert hash(config.cascade(model)) == hash(config.cascade(model))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("branches", ()),
+        ("branches", ("local",)),
+        ("branches", ("global", "focal")),
+        ("refinement", "both"),
+        ("dtype", "float8"),
+        ("window", 0),
+        ("patch", 0),
+        ("pixels_per_patch", 0),
+        ("max_patches", 0),
+        ("chunk", -1),
+        ("global_channels", ()),
+        ("local_channels", (8, 0)),
+    ],
+)
+def test_config_names_the_field_that_cannot_be_used(field, value):
+    model = config.default().model
+    model[field] = value
+    with pytest.raises(UserError, match=f"model.{field} is "):
+        config.cascade(model)
+
+
+def test_an_unknown_field_is_an_error():
+    with pytest.raises(AttributeError, match="windo"):
+        config.default().model.windo = 3

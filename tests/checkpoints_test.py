@@ -1,0 +1,80 @@
+import jax
+import numpy as np
+import optax
+import pytest
+
+from tprnet_jax import checkpoints
+from tprnet_jax.cascade import Cascade
+from tprnet_jax.errors import UserError
+from tprnet_jax.models.unet import UNet
+from tprnet_jax.step import Trainer, initial_state
+
+
+def _trainer(channels=(2, 3)):
+    net = UNet(channels)
+    cascade = Cascade(net, net, net, 8, 4, 4, 4, 2, "topology_first")
+    return Trainer(cascade, optax.trace(0.9, nesterov=True), lambda step: 0.1, 1.0)
+
+
+def _state(step, trainer):
+    return initial_state(trainer, step)._replace(step=np.int32(step))
+
+
+def _save(workdir, trainer, dices):
+    with checkpoints.open_manager(workdir) as manager:
+        for step, dice in dices.items():
+            checkpoints.save(manager, _state(step, trainer), dice)
+            manager.wait_until_finished()
+
+
+def test_latest_state_comes_back_bit_for_bit(tmp_path):
+    trainer = _trainer()
+    _save(tmp_path, trainer, {1: 0.5, 2: 0.4})
+    with checkpoints.open_manager(tmp_path) as manager:
+        restored = checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0))
+    expected = _state(2, trainer)
+    assert jax.tree.structure(restored) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_latest_and_best_are_kept_and_nothing_else(tmp_path):
+    trainer = _trainer()
+    _save(tmp_path, trainer, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6})
+    steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
+    assert steps == [2, 4]
+    for which, step in (("best", 2), ("latest", 4)):
+        params, found = checkpoints.restore_params(tmp_path, which, trainer.cascade)
+        assert found == step
+        jax.tree.map(np.testing.assert_array_equal, params, _state(step, trainer).params)
+
+
+def test_a_fresh_folder_has_nothing_to_restore(tmp_path):
+    trainer = _trainer()
+    with checkpoints.open_manager(tmp_path) as manager:
+        assert checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0)) is None
+    with pytest.raises(UserError, match=r"there is no checkpoint in .*checkpoints; train first"):
+        checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+
+
+def test_evaluating_where_nothing_is_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        checkpoints.restore_params(tmp_path / "absent", "best", _trainer().cascade)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("channels", [(2, 4), (2, 3, 3)])
+def test_another_architecture_is_named(tmp_path, channels):
+    _save(tmp_path, _trainer(), {1: 0.5})
+    other = _trainer(channels)
+    with pytest.raises(UserError, match="is of another architecture: its params focal/"):
+        checkpoints.restore_params(tmp_path, "best", other.cascade)
+    with (
+        checkpoints.open_manager(tmp_path) as manager,
+        pytest.raises(UserError, match="is of another architecture"),
+    ):
+        checkpoints.restore_latest(manager, lambda: initial_state(other, 0))
+
+
+def test_another_choice_of_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"config\.eval\.checkpoint is 'newest'"):
+        checkpoints.restore_params(tmp_path, "newest", _trainer().cascade)

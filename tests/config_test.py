@@ -1,0 +1,77 @@
+import pytest
+
+from configs import quickstart, tprnet
+from tprnet_jax import config as configuration
+from tprnet_jax.errors import UserError
+
+
+def test_default_is_the_papers_model():
+    cascade = configuration.cascade(configuration.default())
+    assert [len(net.channels) for net in cascade.networks.values()] == [8, 7, 4]
+    assert (cascade.window, cascade.patch, cascade.pixels_per_patch) == (448, 64, 64)
+    assert cascade.refinement == "topology_first"
+
+
+@pytest.mark.parametrize(
+    ("argument", "branches", "narrow"),
+    [
+        ("", ("global", "local", "focal"), False),
+        ("global", ("global",), False),
+        ("global_local", ("global", "local"), False),
+        ("small", ("global", "local", "focal"), True),
+        ("small,global_local", ("global", "local"), True),
+    ],
+)
+def test_arguments_of_tprnet(argument, branches, narrow):
+    config = tprnet.get_config(argument)
+    cascade = configuration.cascade(config)
+    assert tuple(cascade.networks) == branches
+    assert (cascade.global_net.channels[0] == 8) is narrow
+
+
+def test_tprnet_trains_as_released():
+    config = tprnet.get_config()
+    assert config.optim.to_dict() == {
+        "name": "sgd",
+        "learning_rate": 0.01,
+        "momentum": 0.99,
+        "weight_decay": 3e-5,
+        "schedule": "poly",
+        "warmup": 0.0,
+        "clip_norm": 12.0,
+    }
+    assert (config.train.epochs, config.train.batch, config.train.focal_from_epoch) == (100, 1, 1)
+
+
+def test_unknown_argument_is_named():
+    with pytest.raises(UserError, match="no argument 'tiny'"):
+        tprnet.get_config("small,tiny")
+
+
+def test_quickstart_needs_no_download():
+    assert quickstart.get_config().data.name == "phantom"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.branches", ("local",)),
+        ("model.branches", ("global", "focal")),
+        ("model.branches", ()),
+        ("model.refinement", "none"),
+        ("model.dtype", "float16"),
+        ("model.chunk", 0),
+        ("model.patch", -1),
+        ("model.focal_channels", (32, 0)),
+        ("model.global_channels", ()),
+        ("train.epochs", 0),
+        ("train.focal_from_epoch", -1),
+        ("eval.batch", 0),
+    ],
+)
+def test_values_that_cannot_be_used_are_named(field, value):
+    config = configuration.default()
+    section, name = field.split(".")
+    config[section][name] = value
+    with pytest.raises(UserError, match=f"config.{field} is"):
+        configuration.cascade(config)

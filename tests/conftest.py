@@ -1,0 +1,54 @@
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tprnet_jax.cascade import Cascade
+from tprnet_jax.models.unet import UNet
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # For the processes that tests start.
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """A cascade that compiles in seconds."""
+    return Cascade(
+        global_net=UNet((2, 3)),
+        local_net=UNet((3,)),
+        focal_net=UNet((2,)),
+        window=16,
+        patch=8,
+        pixels_per_patch=8,
+        max_patches=20,
+        chunk=4,
+        refinement="topology_first",
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_params(tiny):
+    """Its parameters, all of them random, so that none can be left out unnoticed.
+
+    From NumPy, because random numbers of many shapes take JAX long to compile.
+    """
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):
+        mean = 1 if path[-1].key == "scale" else 0
+        return rng.normal(mean, 0.3, leaf.shape).astype(np.float32)
+
+    params = {}
+    for name, net in tiny.networks.items():
+        shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 1)))["params"]
+        params[name] = jax.tree_util.tree_map_with_path(fill, shapes)
+    return params
+
+
+@pytest.fixture(scope="session")
+def tiny_images():
+    """Two images of noise, `(2, 25, 22, 1)` uint8."""
+    return np.random.default_rng(0).integers(0, 256, (2, 25, 22, 1), np.uint8)

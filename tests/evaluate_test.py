@@ -1,0 +1,124 @@
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+
+from tprnet_jax import checkpoints, evaluate
+from tprnet_jax import config as configuration
+from tprnet_jax.data import loader
+
+
+def _stub(monkeypatch, predict):
+    """Makes the cascade a function of the images."""
+    monkeypatch.setattr(evaluate, "predict", lambda cascade, params, images: predict(images))
+
+
+class _Stages:
+    stages = ("global", "final")
+
+
+def _example(name, image, mask):
+    return {
+        "name": name.encode(),
+        "image": image.astype(np.uint8)[..., None] * 255,
+        "mask": mask.astype(np.uint8)[..., None] * 255,
+    }
+
+
+def _examples():
+    """Three images whose bright pixels are the stub's prediction, of two sizes."""
+    square = np.zeros((8, 8), bool)
+    square[2:6, 2:6] = True
+    shifted = np.roll(square, 1, axis=1)
+    wide = np.zeros((8, 10), bool)
+    wide[0, :5] = True
+    return [
+        _example("equal.png", square, square),
+        _example("shifted.png", shifted, square),
+        _example("empty.png", np.zeros((8, 10), bool), wide),
+    ]
+
+
+@pytest.fixture
+def scores(monkeypatch):
+    def predict(images):
+        bright = (images[..., 0] > 127).astype(np.float32)
+        return {"global": 1 - bright, "final": bright}
+
+    _stub(monkeypatch, predict)
+    return evaluate.score(_Stages, None, _examples(), batch=2)
+
+
+def test_scores_by_hand(scores):
+    assert scores.names == ["equal.png", "shifted.png", "empty.png"]
+    dice = [row["dice"] for row in scores.rows["final"]]
+    # 16 pixels each, 12 in common.
+    assert dice == [1.0, pytest.approx(2 * 12 / 32), 0.0]
+    assert scores.rows["final"][2]["asd"] == pytest.approx(np.hypot(8, 10))
+    assert scores.cases["final"] == [None, None, "prediction"]
+    assert evaluate.mean_dice(scores) == pytest.approx(1.75 / 3)
+
+
+def test_summary_and_table(scores):
+    result = evaluate.summary(scores)
+    assert result["images"] == 3
+    assert result["final"]["recall"] == pytest.approx((1 + 0.75 + 0) / 3)
+    assert result["empty"]["final"] == {"both": 0, "prediction": 1, "truth": 0}
+    table = evaluate.table(result).splitlines()
+    assert table[1].split() == ["Dice", "IoU", "Precision", "Recall", "ASD"]
+    assert table[3].split()[:2] == ["Final", "0.5833"]
+    assert table[-1].startswith("Final: empty masks (both: 0, prediction: 1, truth: 0)")
+
+
+def test_a_probability_of_one_half_is_background(monkeypatch):
+    _stub(monkeypatch, lambda images: {"final": np.full(images.shape[:3], 0.5, np.float32)})
+    example = _examples()[0]
+    (masks,) = evaluate.segment(None, None, [example], batch=1)
+    assert not masks["final"].any()
+
+
+def test_batches_are_filled_and_split_by_size(monkeypatch):
+    shapes = []
+
+    def predict(images):
+        shapes.append(images.shape)
+        return {"final": images[..., 0] / 255}
+
+    _stub(monkeypatch, predict)
+    examples = _examples()
+    masks = list(evaluate.segment(None, None, examples, batch=3))
+    assert shapes == [(3, 8, 8, 1), (3, 8, 10, 1)]
+    for example, mask in zip(examples, masks, strict=True):
+        np.testing.assert_array_equal(mask["final"], example["image"][..., 0] > 127)
+
+
+def test_files_agree_with_each_other_and_with_a_rerun(trained):
+    config, workdir = trained
+    folder = workdir / "eval/validation"
+    result = json.loads((folder / "metrics.json").read_text())
+    rows = list(csv.DictReader((folder / "per_image.csv").open()))
+    assert result["images"] == len(rows) == 3
+    for stage in ("global", "global_local", "final"):
+        for name in ("dice", "iou", "precision", "recall", "asd"):
+            mean = np.mean([float(row[f"{stage}_{name}"]) for row in rows])
+            assert result[stage][name] == pytest.approx(mean, abs=1e-6)
+    cascade = configuration.cascade(config)
+    params, step = checkpoints.restore_params(workdir, "best", cascade)
+    source = loader.examples(loader.prepare(config.data), "validation")
+    again = evaluate.summary(evaluate.score(cascade, params, source, batch=3))
+    assert step == result["step"]
+    assert again["final"]["dice"] == pytest.approx(result["final"]["dice"], abs=1e-6)
+
+
+def test_figures_are_the_best_and_the_worst(trained):
+    _, workdir = trained
+    folder = workdir / "eval/validation"
+    rows = list(csv.DictReader((folder / "per_image.csv").open()))
+    dice = sorted((float(row["final_dice"]) for row in rows), reverse=True)
+    names = sorted(p.stem for p in (folder / "figures").iterdir())
+    assert [name.rsplit("_", 1)[1] for name in names] == [f"{dice[0]:.3f}", f"{dice[-1]:.3f}"]
+    panel = cv2.imread(str(folder / "figures" / f"{names[0]}.png"))
+    # Angiogram, truth and three stages side by side.
+    assert panel.shape[1] > 5 * 256

@@ -1,0 +1,101 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from tprnet_jax import config as configuration
+from tprnet_jax.data import loader
+from tprnet_jax.errors import UserError
+
+
+def _source(count):
+    """Examples whose every pixel says which one they are, but for one corner that says up."""
+    examples = []
+    for index in range(count):
+        image = np.full((4, 4, 1), index, np.uint8)
+        mask = np.zeros((4, 4, 1), np.uint8)
+        image[0, 0], mask[0, 0] = 200, 255
+        examples.append({"image": image, "mask": mask, "name": f"{index}.png".encode()})
+    return examples
+
+
+def _data(mirror=False):
+    data = configuration.default().data
+    data.mirror = mirror
+    return data
+
+
+def _take(batches, count):
+    return list(itertools.islice(batches, count))
+
+
+def _ids(batches):
+    return [int(np.median(image)) for batch in batches for image in batch["image"]]
+
+
+def test_an_epoch_has_every_example_once_and_epochs_differ():
+    ids = _ids(_take(loader.train_batches(_source(12), _data(), 0, 4, 0), 6))
+    assert sorted(ids[:12]) == sorted(ids[12:]) == list(range(12))
+    assert ids[:12] != ids[12:]
+    assert ids[:12] != list(range(12))
+
+
+def test_order_is_a_function_of_the_seed():
+    first, again, other = (
+        _ids(_take(loader.train_batches(_source(12), _data(), seed, 4, 0), 3)) for seed in (1, 1, 2)
+    )
+    assert first == again != other
+
+
+def test_a_stream_started_late_goes_on_as_an_undisturbed_one():
+    whole = _take(loader.train_batches(_source(7), _data(mirror=True), 3, 2, 0), 12)
+    rest = _take(loader.train_batches(_source(7), _data(mirror=True), 3, 2, 5), 7)
+    for left, right in zip(whole[5:], rest, strict=True):
+        np.testing.assert_array_equal(left["image"], right["image"])
+        np.testing.assert_array_equal(left["mask"], right["mask"])
+
+
+def test_mirroring_moves_image_and_mask_together_to_all_four_corners():
+    batches = _take(loader.train_batches(_source(4), _data(mirror=True), 0, 4, 0), 30)
+    corners = set()
+    for image, mask in zip(
+        np.concatenate([b["image"] for b in batches]),
+        np.concatenate([b["mask"] for b in batches]),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(image == 200, mask == 255)
+        corners.add(tuple(np.argwhere(mask[..., 0])[0]))
+    assert corners == {(0, 0), (0, 3), (3, 0), (3, 3)}
+
+
+def test_without_mirroring_images_pass_as_they_are():
+    batch = next(loader.train_batches(_source(4), _data(), 0, 4, 0))
+    assert batch["image"].dtype == np.uint8
+    assert (batch["image"][:, 0, 0] == 200).all()
+    assert set(batch) == {"image", "mask"}
+
+
+def test_eval_batches_keep_the_order_and_end_short():
+    batches = list(loader.eval_batches(_source(5), 2))
+    assert [[e["name"] for e in batch] for batch in batches] == [
+        [b"0.png", b"1.png"],
+        [b"2.png", b"3.png"],
+        [b"4.png"],
+    ]
+
+
+def test_unknown_data_set_is_named():
+    data = _data()
+    data.name = "mnist"
+    with pytest.raises(UserError, match=r"config\.data\.name is 'mnist'"):
+        loader.prepare(data)
+
+
+def test_absent_split_is_named(tmp_path):
+    data = _data()
+    data.name, data.dir = "phantom", str(tmp_path)
+    data.phantom.size, data.phantom.train, data.phantom.validation = 32, 2, 1
+    builder = loader.prepare(data)
+    assert len(loader.examples(builder, "train")) == 2
+    with pytest.raises(UserError, match=r"'test'.*phantom has only train, validation"):
+        loader.examples(builder, "test")

@@ -1,0 +1,75 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tprnet_jax import config, optimiser
+from tprnet_jax.errors import UserError
+
+
+def _optim(**fields):
+    optim = config.default().optim
+    optim.update(fields)
+    return optim
+
+
+def test_sgd_is_pytorchs_with_nesterov_momentum():
+    optim = _optim(momentum=0.9, weight_decay=0.1, learning_rate=0.5)
+    direction, rate = optimiser.direction(optim), optimiser.schedule(optim, 3, 1)
+    params = jnp.array([1.0, -2.0, 3.0])
+    state = direction.init(params)
+    p, buffer = np.array([1.0, -2.0, 3.0]), np.zeros(3)
+    for step, gradient in enumerate(np.array([[1, 2, -3], [0, 0.5, 1], [-4, 0, 0.25]])):
+        descent, state = direction.update(jnp.asarray(gradient, jnp.float32), state, params)
+        params = params - rate(step) * descent
+        d = gradient + 0.1 * p
+        buffer = 0.9 * buffer + d
+        p = p - 0.5 * (1 - step / 3) ** 0.9 * (d + 0.9 * buffer)
+        np.testing.assert_allclose(params, p, rtol=1e-5)
+
+
+def test_adamw_decays_apart_from_the_moments():
+    """Kingma and Ba's moments with 0.9, 0.999 and 1e-8; Loshchilov and Hutter's decay."""
+    direction = optimiser.direction(_optim(name="adamw", weight_decay=0.1))
+    params = jnp.array([1.0, -2.0, 3.0])
+    state, m, v = direction.init(params), np.zeros(3), np.zeros(3)
+    for step, gradient in enumerate(np.array([[1, 2, -3], [0.5, -1, 1]]), start=1):
+        descent, state = direction.update(jnp.asarray(gradient, jnp.float32), state, params)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        adam = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        np.testing.assert_allclose(descent, adam + 0.1 * np.asarray(params), rtol=1e-4)
+
+
+def test_poly_is_constant_within_an_epoch():
+    rate = jax.jit(optimiser.schedule(_optim(), epochs=5, steps_per_epoch=7))
+    for step in range(35):
+        expected = 0.01 * (1 - step // 7 / 5) ** 0.9
+        assert rate(jnp.int32(step)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_cosine_warms_up_and_ends_at_zero():
+    optim = _optim(schedule="cosine", warmup=2.0)
+    rate = optimiser.schedule(optim, epochs=10, steps_per_epoch=5)
+    values = {0: 0, 1: 0.001, 5: 0.005, 10: 0.01, 20: 0.0075, 30: 0.005, 40: 0.0025, 50: 0}
+    for step, value in values.items():
+        assert rate(step) == pytest.approx(value, rel=1e-5, abs=1e-9)
+
+
+def test_cosine_without_warm_up_starts_at_its_peak():
+    rate = optimiser.schedule(_optim(schedule="cosine"), epochs=10, steps_per_epoch=5)
+    assert [float(rate(step)) for step in (0, 25, 50)] == pytest.approx([0.01, 0.005, 0], abs=1e-9)
+
+
+def test_an_unknown_optimiser_is_named():
+    with pytest.raises(UserError, match=r"config\.optim\.name is 'lion'"):
+        optimiser.direction(_optim(name="lion"))
+
+
+def test_an_unknown_schedule_is_named():
+    with pytest.raises(UserError, match=r"config\.optim\.schedule is 'linear'"):
+        optimiser.schedule(_optim(schedule="linear"), 5, 5)
+
+
+def test_a_warm_up_as_long_as_the_training_is_named():
+    with pytest.raises(UserError, match=r"config\.optim\.warmup is 3"):
+        optimiser.schedule(_optim(schedule="cosine", warmup=3.0), epochs=3, steps_per_epoch=5)
