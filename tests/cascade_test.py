@@ -144,11 +144,10 @@ def test_refine_by_hand(refinement, covered):
     """M1 = 4, M2 = 8 in the window, M4 = 16 in one patch half inside the window."""
     stubs = dataclasses.replace(STUBS, refinement=refinement)
     coarse = Coarse(jnp.full((1, 4, 6, 2), 4.0), jnp.full((1, 4, 4, 2), 8.0), jnp.array([[0, 0]]))
-    patches = windows.Patches(jnp.array([0]), jnp.array([[1, 3]]))
-    canvas = windows.lay_patches(
-        windows.empty_canvas(1, (4, 6), 2), jnp.full((1, 2, 2, 2), 16.0), patches
-    )
-    stages = cascade.refine(stubs, coarse, canvas)
+    weight = np.zeros((1, 4, 6, 1), np.float32)
+    weight[0, 1:3, 3:5] = 2
+    canvas = np.concatenate([16 * weight, 16 * weight, weight], axis=-1)
+    stages = jax.jit(cascade.refine, static_argnums=0)(stubs, coarse, canvas)
     rows = {
         "global": [[4, 4, 4, 4, 4, 4]] * 4,
         "global_local": [[6, 6, 6, 6, 4, 4]] * 4,
@@ -175,8 +174,8 @@ def test_without_localnet_the_last_stage_is_global():
     found = cascade.predict(ablation, NO_PARAMS, images)
     assert tuple(found) == ablation.stages == ("global", "final")
     np.testing.assert_array_equal(found["final"], found["global"])
-    expected = _probability(_stub(GLOBAL, images[..., 0].swapaxes(0, 1)).swapaxes(0, 1))
-    np.testing.assert_allclose(found["global"], expected, atol=1e-6)
+    for image, probability in zip(images[..., 0], found["global"], strict=True):
+        np.testing.assert_allclose(probability, _probability(_stub(GLOBAL, image)), atol=1e-6)
 
 
 # ---- Nothing found -------------------------------------------------------------------------------

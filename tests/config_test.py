@@ -67,6 +67,7 @@ def test_quickstart_needs_no_download():
         ("train.epochs", 0),
         ("train.focal_from_epoch", -1),
         ("eval.batch", 0),
+        ("eval.checkpoint", "newest"),
     ],
 )
 def test_values_that_cannot_be_used_are_named(field, value):

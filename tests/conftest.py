@@ -22,7 +22,7 @@ def tiny():
         focal_net=UNet((2,)),
         window=16,
         patch=8,
-        pixels_per_patch=8,
+        pixels_per_patch=4,
         max_patches=20,
         chunk=4,
         refinement="topology_first",

@@ -18,8 +18,13 @@ from tprnet_jax.step import State
 Manager = ocp.CheckpointManager
 
 
-def open_manager(workdir: Path) -> Manager:
-    """Opens `workdir/checkpoints`, which keeps the latest checkpoint and the one best by Dice."""
+def open_manager(workdir: Path, read_only: bool = False) -> Manager:
+    """Opens `workdir/checkpoints`, which keeps the latest checkpoint and the one best by Dice.
+
+    Args:
+        workdir: Of the run.
+        read_only: Leave everything there as it is, say because the run may still be training.
+    """
     keep = preservation_policy.AnyPreservationPolicy(
         [
             preservation_policy.LatestN(1),
@@ -27,7 +32,12 @@ def open_manager(workdir: Path) -> Manager:
         ]
     )
     options = ocp.CheckpointManagerOptions(
-        best_fn=_dice, best_mode="max", preservation_policy=keep, cleanup_tmp_directories=True
+        best_fn=_dice,
+        best_mode="max",
+        preservation_policy=keep,
+        cleanup_tmp_directories=not read_only,
+        create=not read_only,
+        read_only=read_only,
     )
     handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "optim")}
     return ocp.CheckpointManager(_folder(workdir), options=options, item_handlers=handlers)
@@ -79,17 +89,20 @@ def restore_params(workdir: Path, which: str, cascade: Cascade) -> tuple[dict, i
     Raises:
         UserError: There is no checkpoint, or it has another architecture.
     """
-    if which not in ("best", "latest"):
-        raise UserError(f"config.eval.checkpoint is {which!r}; choose 'best' or 'latest'")
     folder = _folder(workdir)
     if not folder.is_dir():
         raise _no_checkpoint(folder)
-    with open_manager(workdir) as manager:
-        step = manager.best_step() if which == "best" else manager.latest_step()
+    with open_manager(workdir, read_only=True) as manager:
+        step = step_of(manager, which)
         if step is None:
             raise _no_checkpoint(folder)
         expected = jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
         return _restore(manager, step, "params", expected), step
+
+
+def step_of(manager: Manager, which: str) -> int | None:
+    """Step of the "best" or "latest" checkpoint, None if there is none."""
+    return manager.best_step() if which == "best" else manager.latest_step()
 
 
 def _no_checkpoint(folder: Path) -> UserError:

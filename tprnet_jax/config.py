@@ -6,7 +6,11 @@ from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade
 from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 
-DTYPES = ("float32", "bfloat16")
+CHOICES = {
+    "model.refinement": REFINEMENTS,
+    "model.dtype": ("float32", "bfloat16"),
+    "eval.checkpoint": ("best", "latest"),
+}
 LEAST = {
     "model.window": 1,
     "model.patch": 1,
@@ -90,11 +94,11 @@ def _check(config: ConfigDict) -> None:
             raise UserError(
                 f"config.{field} is {config[section][name]}; it must be at least {least}"
             )
-    for field, choices in (("refinement", REFINEMENTS), ("dtype", DTYPES)):
-        if config.model[field] not in choices:
+    for field, choices in CHOICES.items():
+        section, name = field.split(".")
+        if config[section][name] not in choices:
             raise UserError(
-                f"config.model.{field} is {config.model[field]!r}; choose one of "
-                f"{', '.join(choices)}"
+                f"config.{field} is {config[section][name]!r}; choose one of {', '.join(choices)}"
             )
     _check_branches(config.model)
 

@@ -23,7 +23,7 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
         return optax.chain(decay, optax.trace(config.momentum, nesterov=True))
     if config.name == "adamw":
         return optax.chain(optax.scale_by_adam(), decay)
-    raise UserError(f"config.optim.name is {config.name!r}; choose 'sgd' or 'adamw'.")
+    raise UserError(f"config.optim.name is {config.name!r}; choose 'sgd' or 'adamw'")
 
 
 def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
@@ -51,4 +51,4 @@ def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
             warmup_steps=round(config.warmup * steps_per_epoch),
             decay_steps=epochs * steps_per_epoch,
         )
-    raise UserError(f"config.optim.schedule is {config.schedule!r}; choose 'poly' or 'cosine'.")
+    raise UserError(f"config.optim.schedule is {config.schedule!r}; choose 'poly' or 'cosine'")

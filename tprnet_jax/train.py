@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             state = initial_state(trainer, config.seed)
         if int(state.step) < config.train.epochs * steps_per_epoch:
             _train(config, workdir, trainer, state, source, held_out, steps_per_epoch, manager)
-        elif (finished := _earlier_report(config, workdir)) is not None:
+        elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     return evaluate.run(config, workdir)
 
@@ -131,13 +131,13 @@ def _write_line(log, record: dict) -> None:
     log.flush()
 
 
-def _earlier_report(config: ConfigDict, workdir: Path) -> dict | None:
-    """The report of a complete run, printed again, if it is still that of its checkpoint."""
+def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
+    """The report of a complete run, printed again, if it is that of the checkpoint asked for."""
     path = evaluate.result_folder(config, workdir) / "metrics.json"
     if not path.is_file():
         return None
     result = json.loads(path.read_text())
-    if result["checkpoint"] != config.eval.checkpoint:
+    if result["step"] != checkpoints.step_of(manager, config.eval.checkpoint):
         return None
     print(f"{workdir} is complete; train on with a larger config.train.epochs.")
     print(evaluate.table(result))

@@ -31,7 +31,7 @@ def prepare(config: ConfigDict):
         from tprnet_jax.data import phantom
 
         return phantom.prepare(**config.phantom, data_dir=config.dir or None)
-    raise UserError(f"config.data.name is {config.name!r}; choose 'arcade' or 'phantom'.")
+    raise UserError(f"config.data.name is {config.name!r}; choose 'arcade' or 'phantom'")
 
 
 def examples(builder, split: str):
@@ -43,7 +43,7 @@ def examples(builder, split: str):
     if split not in builder.info.splits:
         raise UserError(
             f"config.eval.split is {split!r}, but {builder.name} has only "
-            f"{', '.join(builder.info.splits)} here."
+            f"{', '.join(builder.info.splits)} here"
         )
     return builder.as_data_source(split)
 

@@ -1,0 +1,294 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tprnet_jax import cascade, config, optimiser, windows
+from tprnet_jax.cascade import Cascade
+from tprnet_jax.models.unet import UNet
+from tprnet_jax.step import State, Trainer, initial_state, train_step
+
+
+def _trainer(tiny, clip_norm, learning_rate, **fields):
+    optim = config.default().optim
+    optim.update(fields)
+    return Trainer(tiny, optimiser.direction(optim), lambda step: learning_rate, clip_norm)
+
+
+@pytest.fixture(scope="module")
+def plain(tiny):
+    """Takes the gradient itself off the parameters."""
+    return _trainer(tiny, 1e9, 1.0, momentum=0.0, weight_decay=0.0)
+
+
+@pytest.fixture(scope="module")
+def clipped(tiny):
+    return _trainer(tiny, 0.05, 0.01, momentum=0.9, weight_decay=0.1)
+
+
+@pytest.fixture(scope="module")
+def masks(tiny_images):
+    return np.where(tiny_images > 150, 255, 0).astype(np.uint8)
+
+
+def _state(trainer, params):
+    params = {name: params[name] for name in trainer.cascade.networks}
+    optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
+    return State(jnp.int32(0), params, optim)
+
+
+def _assert_trees_close(found, expected, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
+
+
+# ---- The gradient against one differentiable function --------------------------------------------
+
+
+def _selection(origin, side, size):
+    """`(places, side, size)`: 1 where position `size` of the image is number `side` of a place."""
+    positions = np.asarray(origin)[:, None, None] + np.arange(side)[None, :, None]
+    return (positions == np.arange(size)[None, None, :]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def places(tiny, tiny_params, tiny_images):
+    """The coordinates, as constants: selection matrices of the windows and of the patches."""
+
+    @jax.jit
+    def forward(params, images):
+        coarse = cascade.coarse_logits(tiny, params, images)
+        return cascade.vessel_in_window(coarse), coarse.origin
+
+    vessel, corner = forward(tiny_params, cascade.to_unit(jnp.asarray(tiny_images)))
+    owner, origin = cascade.sample_patches(tiny, np.asarray(vessel), np.asarray(corner), (25, 22))
+    assert len(owner) > 2 * tiny.chunk
+    assert len(owner) % tiny.chunk > 0
+    return {
+        "owner": (owner[:, None] == np.arange(2)[None]).astype(np.float32),
+        "window": (_selection(corner[:, 0], 16, 25), _selection(corner[:, 1], 16, 22)),
+        "patch": (_selection(origin[:, 0], 8, 25), _selection(origin[:, 1], 8, 22)),
+    }
+
+
+def _loss(logits, mask):
+    """Cross-entropy + soft Dice from the difference of the logits."""
+    difference = logits[..., 1:] - logits[..., :1]
+    entropy = (jax.nn.softplus(difference) - mask * difference).mean()
+    probability = jax.nn.sigmoid(difference)
+    dice = (2 * (probability * mask).sum() + 1e-5) / (probability.sum() + mask.sum() + 1e-5)
+    return entropy - dice
+
+
+def _cut_windows(places, images):
+    return jnp.einsum("bih,bjw,bhwc->bijc", *places["window"], images)
+
+
+def _put_windows(places, values):
+    return jnp.einsum("bih,bjw,bijc->bhwc", *places["window"], values)
+
+
+def _cut_patches(places, images):
+    return jnp.einsum("pb,pih,pjw,bhwc->pijc", places["owner"], *places["patch"], images)
+
+
+def _put_patches(places, values):
+    return jnp.einsum("pb,pih,pjw,pijc->bhwc", places["owner"], *places["patch"], values)
+
+
+def _focal_terms(net, params, images, masks, places, m1, m2, in_window):
+    """Terms of the final logits and of the patches; the topology is refined first."""
+    m3 = net.apply({"params": params["focal"]}, _cut_patches(places, images))
+    weight = jnp.broadcast_to(windows.patch_weight((8, 8))[None, :, :, None], m3[..., :1].shape)
+    weights = _put_patches(places, weight)
+    in_patch = weights > 0
+    m4 = _put_patches(places, weight * m3) / jnp.where(in_patch, weights, 1)
+    final = jnp.where(
+        in_patch,
+        jnp.where(in_window, m4 / 4 + m2 / 4 + m1 / 2, (m1 + m4) / 2),
+        jnp.where(in_window, (m1 + m2) / 2, m1),
+    )
+    truths = _cut_patches(places, masks)
+    patches = [_loss(one, truth) for one, truth in zip(m3, truths, strict=True)]
+    return {"final": _loss(final, masks), "focal": sum(patches) / len(patches)}
+
+
+def _objective(params, tiny, images, masks, places):
+    """The training objective of the branches in `params`, and its terms."""
+    m1 = tiny.global_net.apply({"params": params["global"]}, images)
+    terms = {"global": _loss(m1, masks)}
+    if "local" in params:
+        windowed = tiny.local_net.apply({"params": params["local"]}, _cut_windows(places, images))
+        m2 = _put_windows(places, windowed)
+        in_window = _put_windows(places, jnp.ones_like(windowed[..., :1])) > 0
+        terms["local"] = _loss(windowed, _cut_windows(places, masks))
+        terms["global_local"] = _loss(jnp.where(in_window, (m1 + m2) / 2, m1), masks)
+    if "focal" in params:
+        terms |= _focal_terms(
+            tiny.focal_net, params, images, masks, places, m1, m2, in_window
+        )
+    return sum(terms.values()) / len(terms), terms
+
+
+@pytest.fixture(scope="module")
+def reference(tiny, tiny_params, tiny_images, masks, places):
+    """Loss, terms and gradients with the first one, two or three branches."""
+    images, masks = (cascade.to_unit(jnp.asarray(array)) for array in (tiny_images, masks))
+    differentiate = jax.jit(jax.value_and_grad(_objective, has_aux=True), static_argnums=1)
+    return {
+        count: differentiate(
+            {name: tiny_params[name] for name in cascade.BRANCHES[:count]},
+            tiny,
+            images,
+            masks,
+            places,
+        )
+        for count in (1, 2, 3)
+    }
+
+
+@pytest.mark.parametrize(
+    ("without", "with_focal", "branches"),
+    [((), True, 3), ((), False, 2), (("focal",), False, 2), (("local", "focal"), False, 1)],
+    ids=["all", "FocalNet sits out", "global_local", "global"],
+)
+def test_a_step_follows_the_gradient_of_the_whole(
+    plain, tiny_params, tiny_images, masks, reference, without, with_focal, branches
+):
+    ablation = dataclasses.replace(plain.cascade, **{f"{name}_net": None for name in without})
+    trainer = plain._replace(cascade=ablation)
+    state, scalars = train_step(
+        trainer, _state(trainer, tiny_params), tiny_images, masks, with_focal
+    )
+    (loss, terms), gradient = reference[branches]
+    assert len(terms) == {1: 1, 2: 3, 3: 5}[branches]
+    assert {name for name in scalars if name.startswith("loss_")} == {f"loss_{t}" for t in terms}
+    for name, term in terms.items():
+        assert scalars[f"loss_{name}"] == pytest.approx(float(term), rel=1e-5)
+    assert scalars["loss"] == pytest.approx(np.mean([float(t) for t in terms.values()]), rel=1e-5)
+    assert scalars["loss"] == pytest.approx(float(loss), rel=1e-5)
+    norm = float(optax.global_norm(gradient))
+    assert scalars["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    taken = {
+        name: jax.tree.map(lambda before, after: before - after, tiny_params[name], branch)
+        for name, branch in state.params.items()
+        if name in gradient
+    }
+    _assert_trees_close(taken, gradient, rtol=1e-4, atol=1e-6)
+    assert state.step == 1
+
+
+# ---- The update ----------------------------------------------------------------------------------
+
+
+def test_the_gradient_of_all_branches_is_clipped_together(
+    clipped, tiny_params, tiny_images, masks, reference, places
+):
+    gradient = reference[3][1]
+    norm = float(optax.global_norm(gradient))
+    assert norm > 2 * clipped.clip_norm
+    state, scalars = train_step(
+        clipped, _state(clipped, tiny_params), tiny_images, masks, with_focal=True
+    )
+    assert scalars["gradient_norm"] == pytest.approx(norm, rel=1e-4)
+    assert scalars["learning_rate"] == pytest.approx(0.01)
+    assert scalars["patches"] == len(places["owner"])
+
+    def expected(p, g):
+        """PyTorch's first step: the momentum buffer is the clipped gradient + decay."""
+        d = g * (0.05 / (norm + 1e-6)) + 0.1 * p
+        return p - 0.01 * (d + 0.9 * d)
+
+    _assert_trees_close(
+        state.params, jax.tree.map(expected, tiny_params, gradient), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_focalnet_is_untouched_while_it_sits_out(clipped, tiny_params, tiny_images, masks):
+    """Neither decay nor momentum moves it, nor is its optimiser's state changed."""
+    before = _state(clipped, tiny_params)
+    momentum = jax.tree.map(jnp.ones_like, before.optim["focal"])
+    before = before._replace(optim={**before.optim, "focal": momentum})
+    after, scalars = train_step(clipped, before, tiny_images, masks, with_focal=False)
+    jax.tree.map(np.testing.assert_array_equal, after.params["focal"], tiny_params["focal"])
+    jax.tree.map(np.testing.assert_array_equal, after.optim["focal"], momentum)
+    assert scalars["patches"] == 0
+    moved = after.params["global"]["head"]["kernel"] != tiny_params["global"]["head"]["kernel"]
+    assert moved.all()
+
+
+def test_a_step_on_an_empty_prediction(clipped, tiny_params, tiny_images, masks):
+    params = dict(tiny_params)
+    for name in ("global", "local"):
+        head = {**params[name]["head"], "bias": np.array([20, -20], np.float32)}
+        params[name] = {**params[name], "head": head}
+    state, scalars = train_step(clipped, _state(clipped, params), tiny_images, masks, True)
+    assert scalars["patches"] == scalars["loss_focal"] == 0
+    assert scalars["loss_final"] == scalars["loss_global_local"]
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state, scalars)))
+    # Its gradient is zero: the decay alone moves FocalNet, by 0.01 * (1 + 0.9) * 0.1.
+    decayed = jax.tree.map(lambda p: p * (1 - 0.0019), params["focal"])
+    _assert_trees_close(state.params["focal"], decayed, rtol=1e-5)
+
+
+def test_training_starts_from_the_seeds_parameters(clipped):
+    net = UNet((2,))
+    small = Cascade(net, None, None, 16, 8, 4, 20, 4, "topology_first")
+    state = initial_state(clipped._replace(cascade=small), seed=5)
+    params = cascade.init(small, jax.random.key(5))
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    assert state.step == 0
+    assert not any(leaf.any() for leaf in jax.tree.leaves(state.optim))
+
+
+# ---- Compilations --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compilations():
+    """A list that grows by one with every compilation."""
+    events = []
+
+    def listen(event, duration, **details):
+        if "backend_compile" in event:
+            events.append((event, duration, details))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    return events
+
+
+def _noise(seed):
+    """Two images, noise in a field of changing size, so that vessels differ in length."""
+    rng = np.random.default_rng(seed)
+    images = np.zeros((2, 25, 22, 1), np.uint8)
+    for image in images:
+        rows, columns = rng.integers(1, 23, 2)
+        image[:rows, :columns] = rng.integers(0, 256, (rows, columns, 1))
+    return images
+
+
+def test_a_new_number_of_patches_compiles_nothing(
+    clipped, tiny_params, tiny_images, masks, compilations
+):
+    def work(state, images, with_focal):
+        state, scalars = train_step(clipped, state, images, masks, with_focal)
+        cascade.predict(clipped.cascade, state.params, images)
+        return state, int(scalars["patches"])
+
+    before = len(compilations)
+    jax.jit(lambda x: x + 1)(jnp.ones(3))
+    assert len(compilations) > before
+    state = _state(clipped, tiny_params)
+    for with_focal in (False, True):
+        state, _ = work(state, tiny_images, with_focal)
+    before, counts = len(compilations), []
+    for seed in range(25):
+        state, count = work(state, _noise(seed), with_focal=True)
+        counts.append(count)
+    print(counts)
+    state, _ = work(state, tiny_images, with_focal=False)
+    assert len(set(counts)) >= 8
+    assert min(counts) <= clipped.cascade.chunk < 2 * clipped.cascade.chunk < max(counts)
+    assert len(compilations) == before
