@@ -26,5 +26,5 @@ def get_config() -> ConfigDict:
     config.optim.warmup = 0.2
     config.train.epochs = 10
     config.train.batch = 4
-    config.train.evaluate_every = 5
+    config.train.evaluate_every = 2
     return config

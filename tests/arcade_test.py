@@ -463,7 +463,10 @@ def real(tmp_path_factory):
 @pytest.mark.arcade
 @needs_arcade
 def test_real_masks_have_the_published_bounding_boxes(real):
-    with open(os.path.join(ARCADE, "reference_boxes_train.json")) as file:
+    boxes = os.path.join(ARCADE, "reference_boxes_train.json")
+    if not os.path.exists(boxes):
+        pytest.skip(f"{boxes}, the boxes that TPRNet's authors published, is not there")
+    with open(boxes) as file:
         published = json.load(file)
     masks_alone = {"image": tfds.decode.SkipDecoding()}
     train = real.as_data_source("train", decoders=masks_alone)

@@ -183,7 +183,8 @@ def test_without_localnet_the_last_stage_is_global():
 
 def test_an_empty_global_mask_centres_the_window():
     blind = dataclasses.replace(STUBS, global_net=Threshold(8, 2.0))
-    coarse = cascade.coarse_logits(blind, NO_PARAMS, jnp.asarray(_blobs(0, 2, 25, 20)))
+    forward = jax.jit(cascade.coarse_logits, static_argnums=0)
+    coarse = forward(blind, NO_PARAMS, _blobs(0, 2, 25, 20))
     assert not cascade.is_vessel(coarse.global_logits).any()
     np.testing.assert_array_equal(coarse.origin, [(6, 4)] * 2)
 
@@ -224,14 +225,12 @@ def test_sampled_patches_are_valid():
     np.testing.assert_array_equal(owner, np.sort(owner))
 
 
-def test_no_image_gets_more_patches_than_the_most():
-    stubs = dataclasses.replace(STUBS, max_patches=3)
-    owner, _ = cascade.sample_patches(stubs, np.eye(12, dtype=bool)[None], np.zeros((1, 2)), (25, 20))
-    stubs_more = dataclasses.replace(STUBS, pixels_per_patch=1)
-    more, _ = cascade.sample_patches(
-        stubs_more, np.eye(12, dtype=bool)[None], np.zeros((1, 2), int), (25, 20)
-    )
-    assert (len(owner), len(more)) == (3, 12)
+@pytest.mark.parametrize(("most", "count"), [(20, 12), (3, 3)])
+def test_no_image_gets_more_patches_than_the_most(most, count):
+    stubs = dataclasses.replace(STUBS, pixels_per_patch=1, max_patches=most)
+    diagonal = np.eye(12, dtype=bool)[None].repeat(2, axis=0)
+    owner, _ = cascade.sample_patches(stubs, diagonal, np.zeros((2, 2), int), (25, 20))
+    np.testing.assert_array_equal(owner, [0] * count + [1] * count)
 
 
 def test_chunks_are_filled_with_empty_slots():

@@ -22,9 +22,9 @@ def tiny():
         focal_net=UNet((2,)),
         window=16,
         patch=8,
-        pixels_per_patch=4,
+        pixels_per_patch=8,
         max_patches=20,
-        chunk=4,
+        chunk=5,
         refinement="topology_first",
     )
 

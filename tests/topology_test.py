@@ -21,19 +21,17 @@ def _first_largest(values):
 
 
 def _squared_distance(a, b):
-    return sum((Fraction(int(p)) - Fraction(q)) ** 2 for p, q in zip(a, b, strict=True))
+    return sum((p - q) ** 2 for p, q in zip(a, b, strict=True))
 
 
 def _farthest_points_by_definition(points, count):
-    """Eq. 4 with every distance recomputed, in rational numbers."""
-    centroid = [Fraction(int(axis.sum()), len(points)) for axis in points.T]
+    """Eq. 4 with every distance recomputed, in whole and rational numbers."""
+    points = points.tolist()
+    centroid = [Fraction(sum(axis), len(points)) for axis in zip(*points, strict=True)]
     chosen = [_first_largest([_squared_distance(point, centroid) for point in points])]
     while len(chosen) < count:
-        nearest = [
-            min(sum((int(a) - int(b)) ** 2 for a, b in zip(p, points[c], strict=True))
-                for c in chosen)
-            for p in points
-        ]  # fmt: skip
+        before = [points[index] for index in chosen]
+        nearest = [min(_squared_distance(point, b) for b in before) for point in points]
         chosen.append(_first_largest(nearest))
     return chosen
 
@@ -119,7 +117,8 @@ def test_fewer_points_than_wanted_are_all_returned():
 
 
 @pytest.mark.parametrize(
-    ("length", "most", "count"), [(1, 9, 1), (3, 9, 1), (7, 9, 1), (8, 9, 2), (21, 9, 5), (21, 3, 3)]
+    ("length", "most", "count"),
+    [(1, 9, 1), (3, 9, 1), (7, 9, 1), (8, 9, 2), (21, 9, 5), (21, 3, 3)],
 )
 def test_one_patch_for_every_so_many_centreline_pixels(length, most, count):
     mask = np.zeros((9, 30), bool)

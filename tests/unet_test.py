@@ -93,9 +93,7 @@ def _conv_block(x, kernel, bias, scale, shift, stride):
     for i, j in itertools.product(range(rows), range(columns)):
         field = padded[:, stride * i : stride * i + 3, stride * j : stride * j + 3]
         y[:, i, j] = np.tensordot(field, kernel, 3) + bias
-    y = (y - y.mean(axis=(1, 2), keepdims=True)) / np.sqrt(
-        y.var(axis=(1, 2), keepdims=True) + 1e-5
-    )
+    y = (y - y.mean(axis=(1, 2), keepdims=True)) / np.sqrt(y.var(axis=(1, 2), keepdims=True) + 1e-5)
     y = y * scale + shift
     return np.where(y > 0, y, 0.01 * y)
 

@@ -194,9 +194,7 @@ def test_chunks_of_patches_add_up():
 def test_empty_slots_add_nothing():
     values = np.full((3, 4, 4, 1), 7, np.float32)
     filled = _lay(values, _patches([1, 2, 2], [(1, 1), (0, 0), (3, 3)]), (7, 7), 2)
-    np.testing.assert_array_equal(
-        filled, _lay(values[:1], _patches([1], [(1, 1)]), (7, 7), 2)
-    )
+    np.testing.assert_array_equal(filled, _lay(values[:1], _patches([1], [(1, 1)]), (7, 7), 2))
     assert not filled[0].any()
 
 

@@ -18,12 +18,13 @@ from tprnet_jax.step import State
 Manager = ocp.CheckpointManager
 
 
-def open_manager(workdir: Path, read_only: bool = False) -> Manager:
+def open_manager(workdir: Path, to_write: bool = True) -> Manager:
     """Opens `workdir/checkpoints`, which keeps the latest checkpoint and the one best by Dice.
 
     Args:
         workdir: Of the run.
-        read_only: Leave everything there as it is, say because the run may still be training.
+        to_write: Make the folder, and clear what an interrupted save has left there; not while
+            the run may still be training.
     """
     keep = preservation_policy.AnyPreservationPolicy(
         [
@@ -35,9 +36,8 @@ def open_manager(workdir: Path, read_only: bool = False) -> Manager:
         best_fn=_dice,
         best_mode="max",
         preservation_policy=keep,
-        cleanup_tmp_directories=not read_only,
-        create=not read_only,
-        read_only=read_only,
+        cleanup_tmp_directories=to_write,
+        create=to_write,
     )
     handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "optim")}
     return ocp.CheckpointManager(_folder(workdir), options=options, item_handlers=handlers)
@@ -92,7 +92,7 @@ def restore_params(workdir: Path, which: str, cascade: Cascade) -> tuple[dict, i
     folder = _folder(workdir)
     if not folder.is_dir():
         raise _no_checkpoint(folder)
-    with open_manager(workdir, read_only=True) as manager:
+    with open_manager(workdir, to_write=False) as manager:
         step = step_of(manager, which)
         if step is None:
             raise _no_checkpoint(folder)

@@ -90,7 +90,8 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
         batch: Images at a time.
     """
     scores = Scores([], {s: [] for s in cascade.stages}, {s: [] for s in cascade.stages})
-    progress = tqdm.tqdm(total=len(source), desc="evaluate", unit="image", leave=False)
+    # At position 0 it takes the place of a training's bar, which stands still meanwhile.
+    progress = tqdm.tqdm(total=len(source), desc="evaluate", unit="image", leave=False, position=0)
     for examples in loader.eval_batches(source, batch):
         all_masks = segment(cascade, params, examples, batch)
         for example, masks in zip(examples, all_masks, strict=True):
