@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tprnet_jax import cascade, config, topology, windows
+from tprnet_jax import cascade, topology, windows
 from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade, Coarse
-from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 
 
@@ -298,47 +297,3 @@ def test_an_ablation_starts_from_the_weights_of_the_whole():
     kernels = [params[name]["encoder_0_0"]["conv"]["kernel"] for name in BRANCHES]
     for one, other in itertools.combinations(kernels, 2):
         assert (one != other).all()
-
-
-# ---- Configuration -------------------------------------------------------------------------------
-
-
-def test_config_builds_the_branches_it_names():
-    model = config.default().model
-    model.focal_channels = (4, 8)
-    built = config.cascade(model)
-    assert built.focal_net == UNet((4, 8), dtype="float32")
-    assert (built.window, built.patch, built.pixels_per_patch) == (448, 64, 64)
-    model.branches = ("global", "local")
-    assert config.cascade(model).focal_net is None
-    assert tuple(config.cascade(model).networks) == ("global", "local")
-    assert hash(config.cascade(model)) == hash(config.cascade(model))
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("branches", ()),
-        ("branches", ("local",)),
-        ("branches", ("global", "focal")),
-        ("refinement", "both"),
-        ("dtype", "float8"),
-        ("window", 0),
-        ("patch", 0),
-        ("pixels_per_patch", 0),
-        ("max_patches", 0),
-        ("chunk", -1),
-        ("global_channels", ()),
-        ("local_channels", (8, 0)),
-    ],
-)
-def test_config_names_the_field_that_cannot_be_used(field, value):
-    model = config.default().model
-    model[field] = value
-    with pytest.raises(UserError, match=f"model.{field} is "):
-        config.cascade(model)
-
-
-def test_an_unknown_field_is_an_error():
-    with pytest.raises(AttributeError, match="windo"):
-        config.default().model.windo = 3

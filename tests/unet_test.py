@@ -44,10 +44,9 @@ def _plain_conv_unet(channels):
 
 @pytest.mark.parametrize("branch", ["global", "local", "focal"])
 def test_parameter_counts_of_the_full_size_branches(branch):
-    model = config.default().model
-    published, idle = _plain_conv_unet(model[f"{branch}_channels"])
+    net = config.cascade(config.default()).networks[branch]
+    published, idle = _plain_conv_unet(net.channels)
     assert published == PUBLISHED[branch]
-    net = config.cascade(model).networks[branch]
     shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 128, 128, 1)))["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
     assert count == published - idle == OURS[branch]

@@ -1,5 +1,7 @@
+import functools
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ def _patches(owner, origin):
     return Patches(np.array(owner, np.int32), np.array(origin, np.int32).reshape(-1, 2))
 
 
+@functools.partial(jax.jit, static_argnames=("image", "batch"))
 def _lay(values, patches, image, batch):
     canvas = windows.empty_canvas(batch, image, values.shape[-1])
     return windows.lay_patches(canvas, values, patches)

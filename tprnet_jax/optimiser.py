@@ -39,16 +39,17 @@ def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
         steps_per_epoch: Steps an epoch has.
 
     Raises:
-        UserError: The schedule's name is unknown.
+        UserError: The schedule's name is unknown, or the warm-up leaves no step after it.
     """
     if config.schedule == "poly":
         by_epoch = optax.polynomial_schedule(config.learning_rate, 0.0, 0.9, epochs)
         return lambda step: by_epoch(step // steps_per_epoch)
     if config.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(
-            0.0,
-            config.learning_rate,
-            warmup_steps=round(config.warmup * steps_per_epoch),
-            decay_steps=epochs * steps_per_epoch,
-        )
+        warmup, steps = round(config.warmup * steps_per_epoch), epochs * steps_per_epoch
+        if not 0 <= warmup < steps:
+            raise UserError(
+                f"config.optim.warmup is {config.warmup}, but there are only {epochs} epochs; make "
+                "it smaller"
+            )
+        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
     raise UserError(f"config.optim.schedule is {config.schedule!r}; choose 'poly' or 'cosine'")
