@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import optax
@@ -82,3 +86,24 @@ def test_reading_disturbs_nothing(tmp_path):
     unfinished.mkdir()
     checkpoints.restore_params(tmp_path, "latest", trainer.cascade)
     assert unfinished.is_dir()
+
+
+SAVE_ON_DEVICE_1 = """
+import sys
+from pathlib import Path
+import jax
+sys.path.insert(0, sys.argv[2])
+import checkpoints_test
+with jax.default_device(jax.devices()[1]):
+    checkpoints_test._save(Path(sys.argv[1]), checkpoints_test._trainer(), {1: 0.5})
+"""
+
+
+def test_a_checkpoint_opens_on_another_device(tmp_path):
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", SAVE_ON_DEVICE_1, tmp_path, os.path.dirname(__file__)]
+    subprocess.run(command, env=flags, check=True)
+    assert len(jax.devices()) == 1
+    trainer = _trainer()
+    params, _ = checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+    jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).params)

@@ -64,6 +64,14 @@ def test_quickstart_needs_no_download():
         ("model.patch", -1),
         ("model.focal_channels", (32, 0)),
         ("model.global_channels", ()),
+        ("model.global_channels", (4.5, 8)),
+        ("data.name", "mnist"),
+        ("seed", -1),
+        ("optim.name", "lion"),
+        ("optim.schedule", "step"),
+        ("optim.learning_rate", -1.0),
+        ("optim.warmup", float("nan")),
+        ("eval.split", "val"),
         ("train.epochs", 0),
         ("train.focal_from_epoch", -1),
         ("eval.batch", 0),
@@ -72,7 +80,15 @@ def test_quickstart_needs_no_download():
 )
 def test_values_that_cannot_be_used_are_named(field, value):
     config = configuration.default()
-    section, name = field.split(".")
-    config[section][name] = value
+    config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"config.{field} is"):
         configuration.cascade(config)
+
+
+def test_a_focalnet_that_would_never_train_is_named():
+    config = configuration.default()
+    config.train.epochs = 1
+    with pytest.raises(UserError, match=r"config\.train\.focal_from_epoch is 1.*only 1 epochs"):
+        configuration.cascade(config)
+    config.model.branches = ("global", "local")
+    configuration.cascade(config)

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tprnet_jax import config as configuration
+from tprnet_jax import train
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.models.unet import UNet
 
@@ -52,3 +54,24 @@ def tiny_params(tiny):
 def tiny_images():
     """Two images of noise, `(2, 25, 22, 1)` uint8."""
     return np.random.default_rng(0).integers(0, 256, (2, 25, 22, 1), np.uint8)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """A complete run: its configuration and its workdir, not to be written to.
+
+    Two epochs of three steps; FocalNet joins in the second.
+    """
+    folder = tmp_path_factory.mktemp("trained")
+    config = configuration.default()
+    config.data.name, config.data.dir = "phantom", str(folder / "data")
+    config.data.phantom.size = 64
+    config.data.phantom.train, config.data.phantom.validation = 6, 3
+    config.model.global_channels = config.model.local_channels = (2, 4)
+    config.model.focal_channels = (2, 4)
+    config.model.window, config.model.patch, config.model.chunk = 48, 16, 4
+    config.optim.learning_rate, config.optim.momentum = 0.1, 0.9
+    config.train.epochs, config.train.batch = 2, 2
+    config.eval.batch, config.eval.figures = 2, 2
+    train.run(config, folder / "run")
+    return config, folder / "run"

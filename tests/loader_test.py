@@ -84,11 +84,12 @@ def test_eval_batches_keep_the_order_and_end_short():
     ]
 
 
-def test_unknown_data_set_is_named():
-    data = _data()
-    data.name = "mnist"
-    with pytest.raises(UserError, match=r"config\.data\.name is 'mnist'"):
-        loader.prepare(data)
+def test_images_of_different_sizes_in_a_batch_are_named():
+    source = _source(4)
+    source[2] = {**source[2], "image": np.zeros((5, 4, 1), np.uint8)}
+    batches = loader.train_batches(source, _data(), 0, 4, 0)
+    with pytest.raises(UserError, match=r"different sizes, .*\((4|5), 4\) and .*batch to 1"):
+        next(batches)
 
 
 def test_absent_split_is_named(tmp_path):
@@ -97,5 +98,5 @@ def test_absent_split_is_named(tmp_path):
     data.phantom.size, data.phantom.train, data.phantom.validation = 32, 2, 1
     builder = loader.prepare(data)
     assert len(loader.examples(builder, "train")) == 2
-    with pytest.raises(UserError, match=r"'test'.*phantom has only train, validation"):
+    with pytest.raises(UserError, match=r"phantom in .* has no split test, only train, validation"):
         loader.examples(builder, "test")

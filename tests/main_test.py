@@ -26,7 +26,7 @@ def _run(*arguments):
         (("--config=configs/quickstart.py", "eval"), "unexpected argument 'eval'"),
         (
             ("--config=configs/quickstart.py", "--config.data.name=mnist"),
-            "config.data.name is 'mnist'; choose 'arcade' or 'phantom'",
+            "config.data.name is 'mnist'; choose one of arcade, phantom",
         ),
         (
             ("--config=configs/tprnet.py", "--config.data.source=configs"),
@@ -56,4 +56,28 @@ def test_eval_of_another_architecture_names_the_difference(trained):
     assert done.returncode == 1
     assert done.stderr.startswith("error: the checkpoint")
     assert "is of another architecture" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_workdir_that_cannot_be_used_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = _run(
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path / 'file' / 'run'}",
+        f"--config.data.dir={tmp_path / 'data'}",
+        "--config.data.phantom.train=4",
+        "--config.data.phantom.validation=1",
+    )
+    assert done.returncode == 1
+    assert f"error: {tmp_path / 'file'}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("text", ["config = (", "import nothing_of_this_name", "get_config = 3"])
+def test_a_configuration_file_that_cannot_run_is_one_sentence(tmp_path, text):
+    path = tmp_path / "config.py"
+    path.write_text(text)
+    done = _run(f"--config={path}")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr

@@ -63,16 +63,6 @@ def test_cosine_without_warm_up_starts_at_its_peak():
     assert [float(rate(step)) for step in (0, 25, 50)] == pytest.approx([0.01, 0.005, 0], abs=1e-9)
 
 
-def test_an_unknown_optimiser_is_named():
-    with pytest.raises(UserError, match=r"config\.optim\.name is 'lion'"):
-        optimiser.direction(_optim(name="lion"))
-
-
-def test_an_unknown_schedule_is_named():
-    with pytest.raises(UserError, match=r"config\.optim\.schedule is 'linear'"):
-        optimiser.schedule(_optim(schedule="linear"), 5, 5)
-
-
 def test_a_warm_up_as_long_as_the_training_is_named():
     with pytest.raises(UserError, match=r"config\.optim\.warmup is 3"):
         optimiser.schedule(_optim(schedule="cosine", warmup=3.0), epochs=3, steps_per_epoch=5)

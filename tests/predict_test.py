@@ -87,6 +87,24 @@ def test_an_output_that_cannot_be_made_is_named(trained, tmp_path):
     for output, message in (
         ("", r"config\.predict\.output is empty"),
         (source / "one.png", r"config\.predict\.output=.*one\.png cannot be made"),
+        (source, r"config\.predict\.output=.* is the folder of the images; give another"),
     ):
         with pytest.raises(UserError, match=message):
             predict.run(_config(trained, source, output), trained[1])
+
+
+def test_a_run_without_checkpoint_leaves_no_output_folder(trained, tmp_path):
+    source = tmp_path / "in"
+    _write(source, one=("png", 16, 16))
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        predict.run(_config(trained, source, tmp_path / "out"), tmp_path / "absent")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_other_than_the_trained_one_is_said(trained, tmp_path, caplog):
+    source = tmp_path / "in"
+    _write(source, one=("png", 64, 64))
+    config = _config(trained, source, tmp_path / "out")
+    config.model.window = 40
+    predict.run(config, trained[1])
+    assert "config.model.window is 40, but was 48 in training" in caplog.text

@@ -260,9 +260,7 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
     canvas = None
     if cascade.focal_net is not None:
         canvas = windows.empty_canvas(batch, image, channels=2)
-        owner, origin = sample_patches(
-            cascade, np.asarray(vessel), np.asarray(coarse.origin), image
-        )
+        owner, origin = sample_patches(cascade, *jax.device_get((vessel, coarse.origin)), image)
         for patches in chunks(cascade, owner, origin, batch):
             canvas = _focal(cascade, params, images, canvas, patches)
     probabilities = jax.device_get(_probabilities(cascade, coarse, canvas))

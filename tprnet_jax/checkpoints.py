@@ -113,6 +113,11 @@ def _no_checkpoint(folder: Path) -> UserError:
 
 def _restore(manager: Manager, step: int, item: str, expected):
     _check_architecture(manager, step, item, expected)
+    # Named here, the device need not be the one that saved: a GPU's checkpoint opens on a CPU.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    expected = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), expected
+    )
     args = ocp.args.Composite(**{item: ocp.args.StandardRestore(expected)})
     return manager.restore(step, args=args)[item]
 

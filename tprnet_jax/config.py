@@ -1,5 +1,7 @@
 """Every field a configuration has, with its default; files in `configs/` change some of them."""
 
+import math
+
 from ml_collections import ConfigDict
 
 from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade
@@ -7,22 +9,32 @@ from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 
 CHOICES = {
+    "data.name": ("arcade", "phantom"),
     "model.refinement": REFINEMENTS,
     "model.dtype": ("float32", "bfloat16"),
+    "optim.name": ("sgd", "adamw"),
+    "optim.schedule": ("poly", "cosine"),
+    "eval.split": ("train", "validation", "test"),
     "eval.checkpoint": ("best", "latest"),
 }
-LEAST = {
-    "model.window": 1,
-    "model.patch": 1,
-    "model.pixels_per_patch": 1,
-    "model.max_patches": 1,
-    "model.chunk": 1,
-    "train.epochs": 1,
-    "train.batch": 1,
-    "train.focal_from_epoch": 0,
-    "train.evaluate_every": 1,
-    "eval.batch": 1,
-    "eval.figures": 0,
+BOUNDS = {
+    "seed": (0, 2**31 - 1),
+    "model.window": (1, math.inf),
+    "model.patch": (1, math.inf),
+    "model.pixels_per_patch": (1, math.inf),
+    "model.max_patches": (1, math.inf),
+    "model.chunk": (1, math.inf),
+    "optim.learning_rate": (0, math.inf),
+    "optim.momentum": (0, 1),
+    "optim.weight_decay": (0, math.inf),
+    "optim.warmup": (0, math.inf),
+    "optim.clip_norm": (0, math.inf),
+    "train.epochs": (1, math.inf),
+    "train.batch": (1, math.inf),
+    "train.focal_from_epoch": (0, math.inf),
+    "train.evaluate_every": (1, math.inf),
+    "eval.batch": (1, math.inf),
+    "eval.figures": (0, math.inf),
 }
 
 
@@ -83,24 +95,28 @@ def default() -> ConfigDict:
 
 
 def _check(config: ConfigDict) -> None:
-    """Checks what can be checked before any data is read.
-
-    Raises:
-        UserError: A field has a value that cannot be used.
-    """
-    for field, least in LEAST.items():
-        section, name = field.split(".")
-        if config[section][name] < least:
-            raise UserError(
-                f"config.{field} is {config[section][name]}; it must be at least {least}"
-            )
+    """Checks, before any data is read, what needs no data."""
+    for field, (low, high) in BOUNDS.items():
+        value = _value(config, field)
+        if not low <= value <= high:  # So written, it refuses NaN.
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise UserError(f"config.{field} is {value}; it must be at least {low}{upper}")
     for field, choices in CHOICES.items():
-        section, name = field.split(".")
-        if config[section][name] not in choices:
-            raise UserError(
-                f"config.{field} is {config[section][name]!r}; choose one of {', '.join(choices)}"
-            )
+        value = _value(config, field)
+        if value not in choices:
+            raise UserError(f"config.{field} is {value!r}; choose one of {', '.join(choices)}")
     _check_branches(config.model)
+    if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
+        raise UserError(
+            f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
+            f"{config.train.epochs} epochs, so FocalNet would never train; make it smaller"
+        )
+
+
+def _value(config: ConfigDict, field: str):
+    for name in field.split("."):
+        config = config[name]
+    return config
 
 
 def _check_branches(model: ConfigDict) -> None:
@@ -112,10 +128,10 @@ def _check_branches(model: ConfigDict) -> None:
         )
     for branch in branches:
         channels = tuple(model[f"{branch}_channels"])
-        if not channels or min(channels) < 1:
+        if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
             raise UserError(
-                f"config.model.{branch}_channels is {channels}; give a positive number for each "
-                "stage, at least one"
+                f"config.model.{branch}_channels is {channels}; give a positive whole number for "
+                "each stage, at least one"
             )
 
 

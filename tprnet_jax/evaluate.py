@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import statistics
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -15,10 +14,12 @@ import tqdm
 from ml_collections import ConfigDict
 
 from tprnet_jax import checkpoints, figures, metrics
+from tprnet_jax import config as configuration
 from tprnet_jax.cascade import Cascade, predict
-from tprnet_jax.config import cascade as build_cascade
 from tprnet_jax.data import loader
 from tprnet_jax.data.images import write_png
+from tprnet_jax.files import write_whole
+from tprnet_jax.workdir import warn_of_other_model
 
 THRESHOLD = 0.5
 COLUMNS = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "asd": "ASD"}
@@ -51,25 +52,22 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: There is no usable checkpoint or data set.
     """
-    cascade = build_cascade(config)
+    cascade = configuration.cascade(config)
     params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    warn_of_other_model(config, workdir)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
-    return report(config, workdir, cascade, params, step, source)
-
-
-def report(config: ConfigDict, workdir: Path, cascade: Cascade, params, step: int, source) -> dict:
-    """Scores `params` on `source`, writes the files that `run` names, and prints the table."""
     scores = score(cascade, params, source, config.eval.batch)
-    folder = result_folder(config, workdir)
     result = summary(scores) | {
         "split": config.eval.split,
+        "source": config.data.source,
         "checkpoint": config.eval.checkpoint,
         "step": step,
     }
+    folder = result_folder(config, workdir)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     _draw(cascade, params, source, scores, config.eval, folder / "figures")
-    _write_text(folder / "per_image.csv", _per_image(scores))
-    _write_text(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / "per_image.csv", _per_image(scores))
+    write_whole(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     print(table(result))
     print(f"Per image and in pictures: {folder}")
     return result
@@ -96,7 +94,7 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
         all_masks = segment(cascade, params, examples, batch)
         for example, masks in zip(examples, all_masks, strict=True):
             truth = example["mask"][..., 0] > 127
-            scores.names.append(_text(example["name"]))
+            scores.names.append(example["name"].decode())
             for stage, mask in masks.items():
                 scores.rows[stage].append(metrics.evaluate(mask, truth))
                 scores.cases[stage].append(metrics.emptiness(mask, truth))
@@ -125,10 +123,6 @@ def segment(
         probabilities = predict(cascade, params, np.pad(images, filling))
         for index in range(len(images)):
             yield {stage: p[index] > THRESHOLD for stage, p in probabilities.items()}
-
-
-def _text(name) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def summary(scores: Scores) -> dict:
@@ -186,9 +180,3 @@ def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: P
             picture = figures.panel(image, truth, named, scores.names[index])
             stem = Path(scores.names[index]).stem
             write_png(folder / f"{rank:02d}_{stem}_dice_{dice[index]:.3f}.png", picture)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -30,8 +30,13 @@ def main(argv: list[str]) -> None:
         mode.run(_CONFIG.value, _workdir())
     except UserError as error:
         _fail(error)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; give files and folders that can be used")
     except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on from the latest checkpoint")
+        again = "; the same command goes on from the latest checkpoint"
+        _fail("interrupted" + again * (_MODE.value == "train"))
 
 
 def _workdir() -> Path:
@@ -49,8 +54,10 @@ def _parse(argv: list[str]) -> list[str]:
         return rest
     except KeyError as error:
         _fail(f"the configuration has no field {'; '.join(str(error.args[0]).splitlines())}")
-    except (flags.Error, UserError, AttributeError, TypeError, ValueError) as error:
+    except (flags.Error, UserError, AttributeError, TypeError, ValueError, OSError) as error:
         _fail(error)
+    except (SyntaxError, ImportError, NameError) as error:
+        _fail(f"the configuration file cannot be run ({type(error).__name__}: {error}); mend it")
 
 
 def _check_config() -> None:

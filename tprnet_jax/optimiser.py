@@ -12,18 +12,13 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
     """What turns gradients into a direction of descent; the learning rate is applied after it.
 
     Args:
-        config: `config.optim`.
-
-    Raises:
-        UserError: The optimiser's name is unknown.
+        config: `config.optim`, its `name` "sgd" or "adamw".
     """
     decay = optax.add_decayed_weights(config.weight_decay)
     if config.name == "sgd":
         # PyTorch's order: the decay enters the momentum.
         return optax.chain(decay, optax.trace(config.momentum, nesterov=True))
-    if config.name == "adamw":
-        return optax.chain(optax.scale_by_adam(), decay)
-    raise UserError(f"config.optim.name is {config.name!r}; choose 'sgd' or 'adamw'")
+    return optax.chain(optax.scale_by_adam(), decay)
 
 
 def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
@@ -34,22 +29,20 @@ def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
     half a cosine to 0, both by step.
 
     Args:
-        config: `config.optim`.
+        config: `config.optim`, its `schedule` "poly" or "cosine".
         epochs: Length of the training in epochs.
         steps_per_epoch: Steps an epoch has.
 
     Raises:
-        UserError: The schedule's name is unknown, or the warm-up leaves no step after it.
+        UserError: The warm-up leaves no step after it.
     """
     if config.schedule == "poly":
         by_epoch = optax.polynomial_schedule(config.learning_rate, 0.0, 0.9, epochs)
         return lambda step: by_epoch(step // steps_per_epoch)
-    if config.schedule == "cosine":
-        warmup, steps = round(config.warmup * steps_per_epoch), epochs * steps_per_epoch
-        if not 0 <= warmup < steps:
-            raise UserError(
-                f"config.optim.warmup is {config.warmup}, but there are only {epochs} epochs; make "
-                "it smaller"
-            )
-        return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)
-    raise UserError(f"config.optim.schedule is {config.schedule!r}; choose 'poly' or 'cosine'")
+    warmup, steps = round(config.warmup * steps_per_epoch), epochs * steps_per_epoch
+    if warmup >= steps:
+        raise UserError(
+            f"config.optim.warmup is {config.warmup}, but there are only {epochs} epochs; make it "
+            "smaller"
+        )
+    return optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps)

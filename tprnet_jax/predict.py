@@ -13,6 +13,7 @@ from tprnet_jax import config as configuration
 from tprnet_jax.cascade import Cascade, predict
 from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
 from tprnet_jax.errors import UserError
+from tprnet_jax.workdir import warn_of_other_model
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -25,9 +26,10 @@ def run(config: ConfigDict, workdir: Path) -> None:
         UserError: Input, output or checkpoint cannot be used, or, at the end, images were skipped.
     """
     paths = find_images(config.predict.input)
-    output = _make_output(config.predict.output)
     cascade = configuration.cascade(config)
     params, _ = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    warn_of_other_model(config, workdir)
+    output = _make_output(config.predict.output, paths[0].parent)
     skipped = []
     for path in tqdm.tqdm(paths, desc="predict", unit="image"):
         try:
@@ -68,10 +70,15 @@ def find_images(given: str) -> list[Path]:
     return paths
 
 
-def _make_output(given: str) -> Path:
+def _make_output(given: str, source: Path) -> Path:
     if not given:
         raise UserError("config.predict.output is empty; give the folder to write masks to")
     output = Path(given).expanduser()
+    if output.resolve() == source.resolve():
+        raise UserError(
+            f"config.predict.output={given} is the folder of the images; give another, so that "
+            "nothing there is overwritten"
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

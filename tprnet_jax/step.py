@@ -75,7 +75,7 @@ def train_step(
 
     Args:
         trainer: Networks, optimiser and schedule.
-        state: Before the step; not to be used again.
+        state: Before the step.
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
         masks: `(batch, height, width, 1)` uint8, 0 or 255.
         with_focal: Whether FocalNet takes part.
@@ -90,9 +90,7 @@ def train_step(
     canvas, patch_loss, count, pullbacks = None, None, 0, []
     if with_focal:
         batch, image = images.shape[0], images.shape[1:3]
-        owner, origin = sample_patches(
-            cascade, np.asarray(vessel), np.asarray(coarse.origin), image
-        )
+        owner, origin = sample_patches(cascade, *jax.device_get((vessel, coarse.origin)), image)
         canvas, patch_loss = windows.empty_canvas(batch, image, channels=2), jnp.float32(0)
         count = len(owner)
         for patches in chunks(cascade, owner, origin, batch):
@@ -163,8 +161,8 @@ def _objective(cascade, coarse: Coarse, canvas, patch_loss, count, masks):
 
 def _focal_backward(params, gradient, pullbacks):
     total = _zeros_like(params["focal"])
-    for pullback in reversed(pullbacks):
-        total, gradient = _focal_chunk_backward(total, gradient, pullback)
+    while pullbacks:  # Popped, because each holds a chunk's activations.
+        total, gradient = _focal_chunk_backward(total, gradient, pullbacks.pop())
     return {"focal": total}
 
 

@@ -1,12 +1,12 @@
 """Angiograms in from image files, and PNG files out."""
 
 import os
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
@@ -43,15 +43,11 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
       UserError: the file cannot be written.
     """
-    target = Path(path)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        partial.write_bytes(encode_png(image))
-        os.replace(partial, target)
+        write_whole(path, encode_png(image))
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {target} ({error.strerror}); choose a folder that exists, can be "
+            f"cannot write {path} ({error.strerror}); choose a folder that exists, can be "
             "written to and has space left"
         ) from error
 

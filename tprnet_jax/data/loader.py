@@ -1,11 +1,13 @@
 """From prepared data sets to batches (Grain)."""
 
+import os
 from collections.abc import Iterator
 
 import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
+from tprnet_jax.data import arcade, phantom
 from tprnet_jax.errors import UserError
 
 
@@ -20,18 +22,12 @@ def prepare(config: ConfigDict):
         with 0 and 255, and "name".
 
     Raises:
-        UserError: The data set is unknown or its source is unusable.
+        UserError: The source is unusable, or the data cannot be written.
     """
-    # The builders import TFDS, which takes a second that other modes need not wait for.
+    data_dir = os.path.expanduser(config.dir) or None
     if config.name == "arcade":
-        from tprnet_jax.data import arcade
-
-        return arcade.prepare(config.source, config.dir or None)
-    if config.name == "phantom":
-        from tprnet_jax.data import phantom
-
-        return phantom.prepare(**config.phantom, data_dir=config.dir or None)
-    raise UserError(f"config.data.name is {config.name!r}; choose 'arcade' or 'phantom'")
+        return arcade.prepare(config.source, data_dir)
+    return phantom.prepare(**config.phantom, data_dir=data_dir)
 
 
 def examples(builder, split: str):
@@ -42,8 +38,8 @@ def examples(builder, split: str):
     """
     if split not in builder.info.splits:
         raise UserError(
-            f"config.eval.split is {split!r}, but {builder.name} has only "
-            f"{', '.join(builder.info.splits)} here"
+            f"the data set {builder.name} in {builder.data_dir} has no split {split}, only "
+            f"{', '.join(builder.info.splits)}; add it to the source"
         )
     return builder.as_data_source(split)
 
@@ -69,13 +65,23 @@ def train_batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if config.mirror:
         dataset = dataset.random_map(_mirror)
-    dataset = dataset.map(_arrays).batch(batch)[start:]
+    dataset = dataset.map(_arrays).batch(batch, batch_fn=_stack)[start:]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
     return iter(stream)
 
 
 def _arrays(example: dict) -> dict[str, np.ndarray]:
     return {"image": example["image"], "mask": example["mask"]}
+
+
+def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
+    sizes = {example["image"].shape[:2] for example in examples}
+    if len(sizes) > 1:
+        raise UserError(
+            f"training images have different sizes, among them {' and '.join(map(str, sizes))}; "
+            "set config.train.batch to 1, or bring the images to one size"
+        )
+    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
 
 
 def _mirror(example: dict, rng: np.random.Generator) -> dict:

@@ -1,0 +1,97 @@
+"""What a workdir says of the run that it belongs to."""
+
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+import tprnet_jax
+from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
+
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "numpy",
+    "scikit-image",
+    "opencv-python-headless",
+    "tensorflow-datasets",
+)
+# What may change from one start of a run to the next; all else decides what its steps mean.
+FREE = (
+    "data.dir",
+    "data.source",
+    "optim.learning_rate",
+    "optim.clip_norm",
+    "train.epochs",
+    "train.evaluate_every",
+    "eval.",
+    "predict.",
+)
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """Writes `config.json`: the resolved configuration and what it runs with."""
+    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+    versions = {
+        "tprnet-jax": tprnet_jax.__version__,
+        "python": platform.python_version(),
+    } | versions
+    resolved = {
+        "config": config.to_dict(),
+        "versions": versions,
+        "devices": [device.device_kind for device in jax.devices()],
+    }
+    write_whole(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def check_same_run(config: ConfigDict, workdir: Path) -> None:
+    """Checks that training in this workdir goes on with what it was started with.
+
+    Raises:
+        UserError: A field outside `FREE` differs from that in `config.json`.
+    """
+    for field, stored, given in _differences(config, workdir):
+        if not field.startswith(FREE):
+            raise UserError(
+                f"config.{field} is {given}, but the run in {workdir} was started with {stored}; "
+                "go on with that or choose another --workdir"
+            )
+
+
+def warn_of_other_model(config: ConfigDict, workdir: Path) -> None:
+    """Says where the model to be used differs from the one that was trained."""
+    for field, stored, given in _differences(config, workdir):
+        if field.startswith("model."):
+            logging.warning("config.%s is %s, but was %s in training", field, given, stored)
+
+
+def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
+    path = workdir / "config.json"
+    if not path.is_file():
+        return []
+    stored = _flat(json.loads(path.read_text())["config"])
+    given = _flat(json.loads(json.dumps(config.to_dict())))
+    return [
+        (field, stored[field], given[field])
+        for field in given
+        if field in stored and stored[field] != given[field]
+    ]
+
+
+def _flat(fields: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
