@@ -32,16 +32,16 @@ def overlay(
     darkened angiogram. Without it, the predicted vessels are tinted and outlined.
 
     Args:
-      image: float (height, width) in [0, 1].
-      prediction: boolean (height, width).
-      truth: boolean (height, width), or None.
+        image: Float (height, width) in [0, 1].
+        prediction: Boolean (height, width).
+        truth: Boolean (height, width), or None.
 
     Returns:
-      RGB, uint8 (height, width, 3).
+        RGB, uint8 (height, width, 3).
 
     Raises:
-      ValueError: the image is not floating point (height, width), or a mask is not boolean or not
-        of the image's shape.
+        ValueError: The image is not floating point (height, width), or a mask is not boolean or not
+          of the image's shape.
     """
     _check(image, {"prediction": prediction})
     if truth is None:
@@ -64,17 +64,17 @@ def panel(
     legend of colours below the row. Small images are enlarged, each pixel to a square.
 
     Args:
-      image: float (height, width) in [0, 1].
-      truth: boolean (height, width).
-      stages: the name of each stage and its predicted mask, boolean (height, width).
-      caption: ASCII, say the image's name; cut off where the tile ends.
+        image: Float (height, width) in [0, 1].
+        truth: Boolean (height, width).
+        stages: The name of each stage and its predicted mask, boolean (height, width).
+        caption: ASCII, say the image's name; cut off where the tile ends.
 
     Returns:
-      RGB, uint8 (panel height, panel width, 3).
+        RGB, uint8 (panel height, panel width, 3).
 
     Raises:
-      ValueError: the image is not floating point (height, width), or a mask is not boolean or not
-        of the image's shape.
+        ValueError: The image is not floating point (height, width), or a mask is not boolean or not
+          of the image's shape.
     """
     _check(image, {"truth": truth} | stages)
     tiles = [_labelled(caption, _grey(image)), _labelled("truth", _grey(truth))]
@@ -91,11 +91,11 @@ def choose(dice: Sequence[float], count: int) -> list[int]:
     """Indices of images worth showing: the best, the worst, and evenly between by rank.
 
     Args:
-      dice: the score of each image; of equal scores the earlier image ranks first.
-      count: how many images; all of them if there are fewer.
+        dice: The score of each image; of equal scores the earlier image ranks first.
+        count: How many images; all of them if there are fewer.
 
     Returns:
-      Indices into `dice`, from the best image to the worst.
+        Indices into `dice`, from the best image to the worst.
     """
     ranking = sorted(range(len(dice)), key=lambda index: -dice[index])
     if count >= len(ranking):

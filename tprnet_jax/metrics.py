@@ -20,14 +20,14 @@ def evaluate(prediction: np.ndarray, truth: np.ndarray) -> dict[str, float]:
     every overlap is 0 and the distance is the image diagonal sqrt(height^2 + width^2).
 
     Args:
-      prediction: boolean (height, width).
-      truth: boolean (height, width).
+        prediction: Boolean (height, width).
+        truth: Boolean (height, width).
 
     Returns:
-      dice, iou, precision and recall in [0, 1], asd in pixels.
+        dice, iou, precision and recall in [0, 1], asd in pixels.
 
     Raises:
-      ValueError: the masks are not boolean, not two-dimensional, or differ in shape.
+        ValueError: The masks are not boolean, not two-dimensional, or differ in shape.
     """
     scores = overlap(prediction, truth)
     case = emptiness(prediction, truth)
@@ -67,8 +67,8 @@ def average_surface_distance(prediction: np.ndarray, truth: np.ndarray) -> float
     (`compute_surface_distances`, `compute_average_surface_distance`) at spacing (1, 1).
 
     Args:
-      prediction: boolean (height, width), not empty.
-      truth: boolean (height, width), not empty.
+        prediction: Boolean (height, width), not empty.
+        truth: Boolean (height, width), not empty.
     """
     predicted, true = _contour(prediction), _contour(truth)
     return (_directed_distance(predicted, true) + _directed_distance(true, predicted)) / 2
@@ -85,10 +85,10 @@ def summarise(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each metric over images, every image counting the same.
 
     Args:
-      rows: what `evaluate` returned, one for each image.
+        rows: What `evaluate` returned, one for each image.
 
     Raises:
-      ValueError: there are no rows.
+        ValueError: There are no rows.
     """
     if not rows:
         raise ValueError("There are no images to average over.")

@@ -85,16 +85,16 @@ def prepare(source: str, data_dir: str | None = None) -> Arcade:
     A changed local source (annotations; names, sizes or times of images) is a new data set.
 
     Args:
-      source: the local folder that contains `syntax/`, or "" to download the official archive.
-      data_dir: where TFDS keeps its data sets; None for its own default.
+        source: The local folder that contains `syntax/`, or "" to download the official archive.
+        data_dir: Where TFDS keeps its data sets; None for its own default.
 
     Returns:
-      A builder that is ready for `as_data_source(split)`, with those of the splits `train`,
-      `validation` and `test` that the source has.
+        A builder that is ready for `as_data_source(split)`, with those of the splits `train`,
+        `validation` and `test` that the source has.
 
     Raises:
-      UserError: the source is not what the official layout promises, the archive cannot be
-        downloaded, or the data set cannot be written.
+        UserError: The source is not what the official layout promises, the archive cannot be
+          downloaded, or the data set cannot be written.
     """
     if source:
         folders = _split_folders(Path(source).expanduser())
@@ -114,12 +114,12 @@ def draw_mask(polygons: Iterable[Sequence], height: int, width: int) -> np.ndarr
     reproduces the bounding boxes that the authors of TPRNet published.
 
     Args:
-      polygons: each (points, 2) or flat (2 * points,), as x, y in pixels.
-      height: of the image.
-      width: of the image.
+        polygons: Each (points, 2) or flat (2 * points,), as x, y in pixels.
+        height: Of the image.
+        width: Of the image.
 
     Returns:
-      uint8 (height, width), 255 in the vessels and 0 elsewhere.
+        uint8 (height, width), 255 in the vessels and 0 elsewhere.
     """
     mask = np.zeros((height, width), np.uint8)
     for polygon in polygons:

@@ -20,13 +20,13 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
     agree keep their exact values. Transparency is dropped, and of several pages the first is read.
 
     Args:
-      path: the image file.
+        path: The image file.
 
     Returns:
-      float32 in [0, 1], (height, width).
+        float32 in [0, 1], (height, width).
 
     Raises:
-      UserError: the file cannot be read, is no image, or holds values that are not finite.
+        UserError: The file cannot be read, is no image, or holds values that are not finite.
     """
     image = _decode(path)
     grey = _to_grey(image)
@@ -37,11 +37,11 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     """Writes a PNG file, whole or not at all.
 
     Args:
-      path: the file to write; one that is there is replaced.
-      image: uint8, grey (height, width) or RGB (height, width, 3).
+        path: The file to write; one that is there is replaced.
+        image: uint8, grey (height, width) or RGB (height, width, 3).
 
     Raises:
-      UserError: the file cannot be written.
+        UserError: The file cannot be written.
     """
     try:
         write_whole(path, encode_png(image))

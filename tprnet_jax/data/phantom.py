@@ -60,17 +60,17 @@ def prepare(size: int, train: int, validation: int, seed: int, data_dir: str | N
     """Draws a set of phantoms, writes it as a TFDS data set unless that is done, and opens it.
 
     Args:
-      size: side of the images in pixels, at least 32.
-      train: number of training images, at least 1.
-      validation: number of validation images, at least 1.
-      seed: of all that is drawn, at least 0.
-      data_dir: where TFDS keeps its data sets; None for its own default.
+        size: Side of the images in pixels, at least 32.
+        train: Number of training images, at least 1.
+        validation: Number of validation images, at least 1.
+        seed: Of all that is drawn, at least 0.
+        data_dir: Where TFDS keeps its data sets; None for its own default.
 
     Returns:
-      A builder that is ready for `as_data_source(split)`, split `train` or `validation`.
+        A builder that is ready for `as_data_source(split)`, split `train` or `validation`.
 
     Raises:
-      UserError: an argument is too small, or the data set cannot be written.
+        UserError: An argument is too small, or the data set cannot be written.
     """
     least = {"size": 32, "train": 1, "validation": 1, "seed": 0}
     given = {"size": size, "train": train, "validation": validation, "seed": seed}

@@ -23,9 +23,9 @@ def example(image: np.ndarray, mask: np.ndarray, name: str) -> dict[str, bytes |
     """An example for TFDS, which could encode arrays only with TensorFlow.
 
     Args:
-      image: uint8 (height, width).
-      mask: uint8 (height, width), 0 or 255.
-      name: of the image's file.
+        image: uint8 (height, width).
+        mask: uint8 (height, width), 0 or 255.
+        name: Of the image's file.
     """
     return {"image": images.encode_png(image), "mask": images.encode_png(mask), "name": name}
 
@@ -40,7 +40,7 @@ def write(builder: tfds.core.DatasetBuilder) -> None:
     """Writes a data set.
 
     Raises:
-      UserError: the folder cannot be written to.
+        UserError: The folder cannot be written to.
     """
     try:
         with quiet():

@@ -18,10 +18,10 @@ MIN_RADIUS = 2.0
 class Segment(NamedTuple):
     """A vessel between two bifurcations, or between one and the vessel's tip.
 
-    Fields:
-      points: (n, 2) centreline as (row, column) on the plane.
-      radii: (n,) lumen radius at each point.
-      parent: position of the parent segment in the tree, -1 for the trunk.
+    Attributes:
+        points: (n, 2) centreline as (row, column) on the plane.
+        radii: (n,) lumen radius at each point.
+        parent: Position of the parent segment in the tree, -1 for the trunk.
     """
 
     points: np.ndarray
@@ -36,13 +36,13 @@ def draw(seed: int, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     512 px image. The mask holds exactly the pixels whose centre lies inside a drawn vessel.
 
     Args:
-      seed: of the set, at least 0.
-      index: of the phantom in the set, at least 0.
-      size: side in pixels.
+        seed: Of the set, at least 0.
+        index: Of the phantom in the set, at least 0.
+        size: Side in pixels.
 
     Returns:
-      image: (size, size) uint8.
-      mask: (size, size) uint8, 255 on vessels and 0 elsewhere.
+        image: (size, size) uint8.
+        mask: (size, size) uint8, 255 on vessels and 0 elsewhere.
     """
     rng = np.random.default_rng(np.random.SeedSequence([seed, index]))
     tree = grow_tree(rng)
@@ -278,12 +278,12 @@ def tube(
     d is the distance to the centreline's nearest point, r the radius there, linear between points.
 
     Args:
-      points: (n, 2) centreline as (row, column) in pixels.
-      radii: (n,) in pixels.
-      size: side of the image.
+        points: (n, 2) centreline as (row, column) in pixels.
+        radii: (n,) in pixels.
+        size: Side of the image.
 
     Returns:
-      The tube's window in the image, and the chord lengths in it (height, width); 0 outside.
+        The tube's window in the image, and the chord lengths in it (height, width); 0 outside.
     """
     low = np.clip(np.floor((points - radii[:, None]).min(axis=0)), 0, size).astype(int)
     high = np.clip(np.ceil((points + radii[:, None]).max(axis=0)), 0, size).astype(int)
