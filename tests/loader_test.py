@@ -33,8 +33,9 @@ def _ids(batches):
     return [int(np.median(image)) for batch in batches for image in batch["image"]]
 
 
-def test_an_epoch_has_every_example_once_and_epochs_differ():
-    ids = _ids(_take(loader.train_batches(_source(12), _data(), 0, 4, 0), 6))
+@pytest.mark.parametrize("batch", [1, 4, 12])
+def test_an_epoch_has_every_example_once_and_epochs_differ(batch):
+    ids = _ids(_take(loader.train_batches(_source(12), _data(), 0, batch, 0), 24 // batch))
     assert sorted(ids[:12]) == sorted(ids[12:]) == list(range(12))
     assert ids[:12] != ids[12:]
     assert ids[:12] != list(range(12))

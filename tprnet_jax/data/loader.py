@@ -65,7 +65,7 @@ def train_batches(
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if config.mirror:
         dataset = dataset.random_map(_mirror)
-    dataset = dataset.map(_arrays).batch(batch, batch_fn=_stack)[start:]
+    dataset = dataset.map(_arrays).batch(batch, drop_remainder=True, batch_fn=_stack)[start:]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
     return iter(stream)
 
