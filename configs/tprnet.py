@@ -5,7 +5,7 @@ The paper's sizes and the released training (SGD, 100 epochs, batch 1), for a GP
     python -m tprnet_jax.main --config=configs/tprnet.py
 
 Not yet trained to the end. On two cores of an AMD EPYC a step with 64 patches takes 5.4 seconds
-(9 hours an epoch); two steps and an evaluation need 6.2 GiB.
+(an hour and a half an epoch); two steps and an evaluation need 6.2 GiB.
 
 Narrow networks, for machines without a GPU:
 
