@@ -22,11 +22,12 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Runs the mode that the flags name; a user's mistake ends with one sentence and status 1."""
-    logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
     try:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options have the form --name=value")
+        logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
         mode = importlib.import_module(f"tprnet_jax.{MODES[_MODE.value]}")
+        logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
         mode.run(_CONFIG.value, _workdir())
     except UserError as error:
         _fail(error)
