@@ -5,7 +5,7 @@ import io
 import json
 import statistics
 from collections.abc import Iterator, Sequence
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,19 +164,19 @@ def _per_image(scores: Scores) -> str:
 
 
 def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: Path) -> None:
+    """Replaces the figures in the folder."""
     for old in folder.glob("*.png"):
         old.unlink()
     dice = [row["dice"] for row in scores.rows["final"]]
-    chosen, batch = figures.choose(dice, config.figures), config.batch
-    for start in range(0, len(chosen), batch):
-        some = chosen[start : start + batch]
-        examples = [source[index] for index in some]
-        for rank, (index, example, masks) in enumerate(
-            zip(some, examples, segment(cascade, params, examples, batch), strict=True), start
-        ):
-            image = example["image"][..., 0].astype(np.float32) / 255
-            named = {STAGES[stage]: mask for stage, mask in masks.items()}
-            truth = example["mask"][..., 0] > 127
-            picture = figures.panel(image, truth, named, scores.names[index])
-            stem = Path(scores.names[index]).stem
-            write_png(folder / f"{rank:02d}_{stem}_dice_{dice[index]:.3f}.png", picture)
+    chosen = figures.choose(dice, config.figures)
+    examples = [source[index] for index in chosen]
+    all_masks = chain.from_iterable(
+        segment(cascade, params, some, config.batch)
+        for some in loader.eval_batches(examples, config.batch)
+    )
+    for rank, (index, example, masks) in enumerate(zip(chosen, examples, all_masks, strict=True)):
+        image = example["image"][..., 0].astype(np.float32) / 255
+        named = {STAGES[stage]: mask for stage, mask in masks.items()}
+        picture = figures.panel(image, example["mask"][..., 0] > 127, named, scores.names[index])
+        stem = Path(scores.names[index]).stem
+        write_png(folder / f"{rank:02d}_{stem}_dice_{dice[index]:.3f}.png", picture)
