@@ -70,6 +70,7 @@ def test_quickstart_needs_no_download():
         ("optim.name", "lion"),
         ("optim.schedule", "step"),
         ("optim.learning_rate", -1.0),
+        ("optim.learning_rate", float("inf")),
         ("optim.warmup", float("nan")),
         ("eval.split", "val"),
         ("train.epochs", 0),
@@ -92,3 +93,10 @@ def test_a_focalnet_that_would_never_train_is_named():
         configuration.cascade(config)
     config.model.branches = ("global", "local")
     configuration.cascade(config)
+
+
+def test_a_source_for_phantoms_is_named():
+    config = quickstart.get_config()
+    config.data.source = "/arcade"
+    with pytest.raises(UserError, match=r"config\.data\.source is '/arcade', but .* 'phantom'"):
+        configuration.cascade(config)

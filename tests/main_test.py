@@ -22,6 +22,10 @@ def _run(*arguments):
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
             "the configuration has no field 'trian'; Did you mean \"train\"",
         ),
+        (
+            ("--config=configs/quickstart.py", "--config.train.epoch=3"),
+            "the configuration has no field 'epoch'; Did you mean \"epochs\"",
+        ),
         (("--config=configs/quickstart.py", "--config.train.epochs=x"), "config.train.epochs=x"),
         (("--config=configs/quickstart.py", "eval"), "unexpected argument 'eval'"),
         (

@@ -49,13 +49,14 @@ def test_a_mask_is_what_evaluation_scores(trained, tmp_path):
     np.testing.assert_array_equal(written == 255, masks["final"])
 
 
-def test_an_unreadable_image_is_named_skipped_and_fails_the_run(trained, tmp_path, caplog):
+def test_an_unreadable_image_is_named_skipped_and_fails_the_run(trained, tmp_path, capsys):
     source, target = tmp_path / "in", tmp_path / "out"
     _write(source, good=("png", 64, 64))
+    (source / "._good.png").write_bytes(b"left by macOS")
     (source / "bad.png").write_bytes(b"not an image")
     with pytest.raises(UserError, match=r"1 of 2 images could not be read: bad\.png"):
         predict.run(_config(trained, source, target), trained[1])
-    assert "bad.png" in caplog.text
+    assert "bad.png" in capsys.readouterr().err
     assert {p.name for p in target.iterdir()} == {"good_mask.png", "good_overlay.png"}
 
 
@@ -74,9 +75,11 @@ def test_two_images_of_one_name_are_refused_before_anything_is_written(trained, 
         ("", r"config\.predict\.input is empty"),
         ("absent", r"config\.predict\.input=.*absent does not exist"),
         (".", r"config\.predict\.input=.* has no \.png"),
+        ("one.dcm", r"config\.predict\.input=.*one\.dcm is none of \.png.*; convert it"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_named(tmp_path, given, message):
+    (tmp_path / "one.dcm").write_bytes(b"DICM")
     with pytest.raises(UserError, match=message):
         predict.find_images(given and str(tmp_path / given))
 

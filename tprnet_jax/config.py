@@ -98,13 +98,19 @@ def _check(config: ConfigDict) -> None:
     """Checks, before any data is read, what needs no data."""
     for field, (low, high) in BOUNDS.items():
         value = _value(config, field)
-        if not low <= value <= high:  # So written, it refuses NaN.
-            upper = "" if high == math.inf else f" and at most {high}"
-            raise UserError(f"config.{field} is {value}; it must be at least {low}{upper}")
+        if not (low <= value <= high and math.isfinite(value)):
+            upper = "finite" if high == math.inf else f"at most {high}"
+            raise UserError(f"config.{field} is {value}; it must be at least {low} and {upper}")
     for field, choices in CHOICES.items():
         value = _value(config, field)
         if value not in choices:
             raise UserError(f"config.{field} is {value!r}; choose one of {', '.join(choices)}")
+    if config.data.source and config.data.name != "arcade":
+        raise UserError(
+            f"config.data.source is {config.data.source!r}, but config.data.name is "
+            f"{config.data.name!r}, which has none; set config.data.name to 'arcade' or leave the "
+            "source out"
+        )
     _check_branches(config.model)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(

@@ -1,6 +1,7 @@
 """Command line: `python -m tprnet_jax.main --config=FILE [--mode=MODE] [--workdir=FOLDER]`."""
 
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -35,9 +36,9 @@ def main(argv: list[str]) -> None:
         if error.filename is None:
             raise
         _fail(f"{error.filename}: {error.strerror}; give files and folders that can be used")
-    except KeyboardInterrupt:
-        again = "; the same command goes on from the latest checkpoint"
-        _fail("interrupted" + again * (_MODE.value == "train"))
+    except KeyboardInterrupt as error:
+        print(f"error: {error or 'interrupted'}", file=sys.stderr, flush=True)
+        os._exit(130)  # Threads that still compile would crash an orderly exit.
 
 
 def _workdir() -> Path:
@@ -54,11 +55,19 @@ def _parse(argv: list[str]) -> list[str]:
         _check_config()
         return rest
     except KeyError as error:
-        _fail(f"the configuration has no field {'; '.join(str(error.args[0]).splitlines())}")
-    except (flags.Error, UserError, AttributeError, TypeError, ValueError, OSError) as error:
+        _fail(_unknown_field(error))
+    except AttributeError as error:
+        # ml_collections wraps the KeyError of a nested field.
+        wraps = error.args and isinstance(error.args[0], KeyError)
+        _fail(_unknown_field(error.args[0]) if wraps else error)
+    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
         _fail(error)
     except (SyntaxError, ImportError, NameError) as error:
         _fail(f"the configuration file cannot be run ({type(error).__name__}: {error}); mend it")
+
+
+def _unknown_field(error: KeyError) -> str:
+    return f"the configuration has no field {'; '.join(str(error.args[0]).splitlines())}"
 
 
 def _check_config() -> None:

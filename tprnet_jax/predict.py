@@ -1,11 +1,11 @@
 """A user's angiograms in; masks and overlays out."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import tqdm
-from absl import logging
 from ml_collections import ConfigDict
 
 from tprnet_jax import checkpoints, evaluate, figures
@@ -35,7 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         try:
             image = read_grey(path)
         except UserError as error:
-            logging.error("skipped: %s", error)
+            tqdm.tqdm.write(f"skipped: {error}", file=sys.stderr)
             skipped.append(path)
             continue
         mask = segment(cascade, params, image)
@@ -59,8 +59,15 @@ def find_images(given: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"config.predict.input={given} does not exist; give a file or a folder")
     if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise UserError(
+                f"config.predict.input={given} is none of {', '.join(SUFFIXES)}; convert it to one"
+            )
         return [path]
-    paths = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+    # A dot begins the names of companion files that macOS leaves on other disks.
+    paths = sorted(
+        p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+    )
     if not paths:
         raise UserError(f"config.predict.input={given} has no {', '.join(SUFFIXES)} file")
     stem, count = Counter(p.stem for p in paths).most_common(1)[0]

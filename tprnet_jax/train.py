@@ -33,7 +33,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: The configuration, the data or the checkpoints cannot be used.
     """
     cascade = configuration.cascade(config)
-    check_same_run(config, workdir)
     builder = loader.prepare(config.data)
     source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
@@ -45,11 +44,24 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         config.optim.clip_norm,
     )
     with checkpoints.open_manager(workdir) as manager:
+        if manager.latest_step() is not None:
+            check_same_run(config, workdir)
         if (manager.latest_step() or 0) < config.train.epochs * steps_per_epoch:
-            _train(config, workdir, trainer, source, held_out, steps_per_epoch, manager)
+            try:
+                _train(config, workdir, trainer, source, held_out, steps_per_epoch, manager)
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(_what_next(manager)) from None
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     return evaluate.run(config, workdir)
+
+
+def _what_next(manager) -> str:
+    manager.wait_until_finished()
+    step = manager.latest_step()
+    if step is None:
+        return "interrupted before the first checkpoint; the same command starts anew"
+    return f"interrupted; the same command goes on from step {step}"
 
 
 def _steps_per_epoch(examples: int, batch: int) -> int:
@@ -68,6 +80,8 @@ def _train(config, workdir: Path, trainer: Trainer, source, held_out, per_epoch:
         state = initial_state(trainer, config.seed)
     write_config(config, workdir)
     start, batch, epochs = int(state.step), config.train.batch, config.train.epochs
+    if start:
+        print(f"Going on from step {start} of {epochs * per_epoch}.")
     batches = loader.train_batches(source, config.data, config.seed, batch, start)
     with (
         _open_log(workdir / "metrics.jsonl", start) as log,
@@ -83,8 +97,8 @@ def _train(config, workdir: Path, trainer: Trainer, source, held_out, per_epoch:
             state = _epoch(trainer, state, batches, steps, focal, progress)
             if epoch + 1 == epochs or (epoch + 1) % config.train.evaluate_every == 0:
                 scores = evaluate.score(trainer.cascade, state.params, held_out, config.eval.batch)
-                _log_scores(log, int(state.step), scores)
                 checkpoints.save(manager, state, evaluate.mean_dice(scores))
+                _log_scores(log, int(state.step), scores)
 
 
 class Progress(NamedTuple):
@@ -132,7 +146,7 @@ def _log_step(progress: Progress, step: int, scalars: dict) -> None:
         if not math.isfinite(scalars[name]):
             raise UserError(
                 f"{name} became {scalars[name]} at step {step}; lower config.optim.learning_rate, "
-                "and run again to go on from the latest checkpoint"
+                "and run again"
             )
     progress.bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
     if step % LOG_EVERY == 0:
@@ -163,6 +177,6 @@ def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
     step = checkpoints.step_of(manager, config.eval.checkpoint)
     if (result["step"], result["source"]) != (step, config.data.source):
         return None
-    print(f"{workdir} is complete; train on with a larger config.train.epochs.")
+    print(f"{workdir} is complete; to train longer, choose another --workdir.")
     print(evaluate.table(result))
     return result

@@ -59,12 +59,15 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: A field outside `FREE` differs from that in `config.json`.
     """
-    for field, stored, given in _differences(config, workdir):
-        if not field.startswith(FREE):
-            raise UserError(
-                f"config.{field} is {given}, but the run in {workdir} was started with {stored}; "
-                "go on with that or choose another --workdir"
-            )
+    differences = [d for d in _differences(config, workdir) if not d[0].startswith(FREE)]
+    if differences:
+        each = " and ".join(
+            f"config.{f} is {given}, not {stored}" for f, stored, given in differences
+        )
+        raise UserError(
+            f"{each} as the run in {workdir} was started with; go on with that or choose another "
+            "--workdir"
+        )
 
 
 def warn_of_other_model(config: ConfigDict, workdir: Path) -> None:

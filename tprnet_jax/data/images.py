@@ -8,6 +8,9 @@ import numpy as np
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 
+# What is wrong with a file is said by UserError alone.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 
 

@@ -38,8 +38,8 @@ def examples(builder, split: str):
     """
     if split not in builder.info.splits:
         raise UserError(
-            f"the data set {builder.name} in {builder.data_dir} has no split {split}, only "
-            f"{', '.join(builder.info.splits)}; add it to the source"
+            f"the data set {builder.name} has no split {split}, only "
+            f"{', '.join(builder.info.splits)}; choose one of these, or a source that has it"
         )
     return builder.as_data_source(split)
 
