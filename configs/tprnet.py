@@ -4,14 +4,14 @@ The paper's sizes and the released training (SGD, 100 epochs, batch 1), for a GP
 
     python -m tprnet_jax.main --config=configs/tprnet.py
 
-Not yet trained to the end. On two cores of an AMD EPYC a step with 64 patches takes 5.4 seconds
-(an hour and a half an epoch); two steps and an evaluation need 6.2 GiB.
+Not yet trained to the end. On two cores of an AMD EPYC a step with 64 patches took 5.4 to 7.8
+seconds; two steps and an evaluation of 4 images needed 6.5 GiB.
 
 Narrow networks, for machines without a GPU:
 
     python -m tprnet_jax.main --config=configs/tprnet.py:small
 
-Two cores of an AMD EPYC, seed 0, commit eb40c3b: 75 minutes beside other work, about 60 alone. Mean
+Two cores of an AMD EPYC, seed 0, commit eb40c3b: 75 minutes beside other work. Mean
 over the 200 images of the official validation split, on which the best checkpoint was chosen too:
 
                     Dice     IoU  Precision  Recall   ASD
