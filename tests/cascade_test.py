@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from tprnet_jax import cascade, topology, windows
-from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade, Coarse
+from tprnet_jax.cascade import BRANCHES, Cascade, Coarse
 from tprnet_jax.models.unet import UNet
 
 
@@ -67,17 +67,20 @@ def _window_by_definition(mask, side):
 def _focal_by_definition(image, centres, side):
     """Eqs. 5 and 6: M4, and where there is one."""
     total, weights = np.zeros(image.shape), np.zeros(image.shape)
-    rows, columns = (min(side, n) for n in image.shape)
-    for centre in centres:
-        row, column = (
-            np.clip(c - s // 2, 0, n - s)
-            for c, s, n in zip(centre, (rows, columns), image.shape, strict=True)
-        )
-        there = np.s_[row : row + rows, column : column + columns]
-        weight = np.asarray(windows.patch_weight((rows, columns)))
+    for there in _patches_by_definition(image.shape, centres, side):
+        weight = np.asarray(windows.patch_weight(image[there].shape))
         total[there] += weight * _stub(FOCAL, image[there])
         weights[there] += weight
     return total / np.where(weights > 0, weights, 1), weights > 0
+
+
+def _patches_by_definition(shape, centres, side):
+    sides = [min(side, n) for n in shape]
+    for centre in centres:
+        first = [
+            np.clip(c - s // 2, 0, n - s) for c, s, n in zip(centre, sides, shape, strict=True)
+        ]
+        yield tuple(slice(f, f + s) for f, s in zip(first, sides, strict=True))
 
 
 def _final_by_definition(image, refinement):
@@ -99,7 +102,7 @@ def _final_by_definition(image, refinement):
     return final, np.bincount((2 * in_patch + in_window).ravel(), minlength=4)
 
 
-@pytest.mark.parametrize("refinement", REFINEMENTS)
+@pytest.mark.parametrize("refinement", ["topology_first", "location_first"])
 def test_predict_against_numpy(refinement):
     images = _blobs(0, 3, 25, 20)
     stubs = dataclasses.replace(STUBS, refinement=refinement)
@@ -110,6 +113,50 @@ def test_predict_against_numpy(refinement):
         decided += pixels
         np.testing.assert_allclose(probability, _probability(expected), atol=1e-6)
     assert (decided > 20).all()
+
+
+def _released_by_definition(image, refinement):
+    """As `_final_by_definition`, by the rules of the released code."""
+    fused = _stub(GLOBAL, image)
+    found = np.argwhere(fused > 0)
+    start, end = found.min(axis=0), found.max(axis=0) + 1
+    doubled = [start[0] + end[0], end[1] - start[1]]
+    first = [int(np.clip(d // 2 - 6, 0, n - 12)) for d, n in zip(doubled, image.shape, strict=True)]
+    window = tuple(slice(f, f + 12) for f in first)
+    fused[window] = (fused[window] + _stub(LOCAL, image[window])) / 2
+    centres = topology.patch_centres(fused > 0, 4, 20, "close_and_thin", "random")
+    patches = list(_patches_by_definition(image.shape, centres, 5))
+    outside = sum(p[0].start < window[0].start or p[1].stop > window[1].stop for p in patches)
+    if refinement == "sequential":
+        for there in patches:
+            fused[there] = 0.5 * _stub(FOCAL, image[there]) + 0.5 * fused[there]
+        return fused, outside
+    canvas = np.full(image.shape, np.nan)
+    for there in patches:
+        value = _stub(FOCAL, image[there])
+        canvas[there] = np.where(np.isnan(canvas[there]), value, (canvas[there] + value) / 2)
+    return (np.nan_to_num(canvas) + fused) / 2, outside
+
+
+@pytest.mark.parametrize("refinement", ["sequential", "canvas_mean"])
+def test_the_released_rules_against_numpy(refinement):
+    released = dataclasses.replace(
+        STUBS,
+        refinement=refinement,
+        window_column="half_width",
+        centreline_region="image",
+        centreline="close_and_thin",
+        first_point="random",
+    )
+    images = _blobs(5, 3, 25, 20)
+    images[:, :, :6] = 0  # So that half the width is not the middle.
+    found = cascade.predict(released, NO_PARAMS, images)["final"]
+    outside = 0
+    for image, probability in zip(images[..., 0], found, strict=True):
+        expected, patches = _released_by_definition(image, refinement)
+        outside += patches
+        np.testing.assert_allclose(probability, _probability(expected), atol=1e-6)
+    assert outside > 0
 
 
 @pytest.mark.parametrize("size", [(6, 20), (12, 12), (13, 9), (4, 3), (31, 4)])

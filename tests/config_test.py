@@ -1,8 +1,11 @@
+import dataclasses
+
 import pytest
 
-from configs import quickstart, tprnet
+from configs import quickstart, tprnet, tprnet_released
 from tprnet_jax import config as configuration
 from tprnet_jax.errors import UserError
+from tprnet_jax.train import make_trainer
 
 
 def test_default_is_the_papers_model():
@@ -41,6 +44,33 @@ def test_tprnet_trains_as_released():
         "clip_norm": 12.0,
     }
     assert (config.train.epochs, config.train.batch, config.train.focal_from_epoch) == (100, 1, 1)
+
+
+def test_what_the_released_preset_changes():
+    """The rows of the table of differences between the paper and the released code."""
+    paper, released = tprnet.get_config(), tprnet_released.get_config()
+    changed = {
+        f"{part}.{field}": value
+        for part in ("data", "model", "optim", "train", "eval")
+        for field, value in released[part].items()
+        if value != paper[part][field]
+    }
+    assert changed == {
+        "model.window_column": "half_width",
+        "model.centreline": "close_and_thin",
+        "model.centreline_region": "image",
+        "model.first_point": "random",
+        "model.max_patches": 4096,
+        "model.refinement": "canvas_mean",
+        "train.refinement": "sequential",
+        "train.patch_gradient": False,
+    }
+    assert released.train.focal_from_epoch == 1
+    cascade, trainer = configuration.cascade(released), make_trainer(released, 1000)
+    assert dataclasses.replace(trainer.cascade, refinement="canvas_mean") == cascade
+    assert trainer.cascade.refinement == "sequential"
+    assert not trainer.patch_gradient
+    assert make_trainer(paper, 1000).cascade == configuration.cascade(paper)
 
 
 def test_unknown_argument_is_named():

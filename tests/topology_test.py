@@ -75,6 +75,61 @@ def test_centreline_takes_read_only_arrays_and_leaves_its_argument():
     np.testing.assert_array_equal(mask, before)
 
 
+def _thin_by_definition(mask):
+    """Zhang and Suen (1984), pixel by pixel; the border of the image is left alone."""
+    mask = mask.astype(int)
+    changed = True
+    while changed:
+        changed = False
+        for faces in (((0, 2, 4), (2, 4, 6)), ((0, 2, 6), (0, 4, 6))):
+            gone = []
+            for i, j in itertools.product(*(range(1, n - 1) for n in mask.shape)):
+                p = [mask[i - 1, j], mask[i - 1, j + 1], mask[i, j + 1], mask[i + 1, j + 1]]
+                p += [mask[i + 1, j], mask[i + 1, j - 1], mask[i, j - 1], mask[i - 1, j - 1]]
+                entries = sum(a < b for a, b in zip(p, p[1:] + p[:1], strict=True))
+                open_faces = all(0 in [p[k] for k in face] for face in faces)
+                if mask[i, j] and 2 <= sum(p) <= 6 and entries == 1 and open_faces:
+                    gone.append((i, j))
+            for pixel in gone:
+                mask[pixel] = 0
+                changed = True
+    return mask.astype(bool)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_thin_by_definition(seed):
+    mask = _blobs(seed, 30)
+    assert mask[[0, -1]].any()
+    assert (topology.thin(mask) != skeletonize(mask)).any()
+    np.testing.assert_array_equal(topology.thin(mask), _thin_by_definition(mask))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (3, 3)])
+def test_thin_of_the_smallest_images(shape):
+    full = np.ones(shape, bool)
+    np.testing.assert_array_equal(topology.thin(full), _thin_by_definition(full))
+    assert not topology.thin(~full).any()
+
+
+def test_close_by_definition():
+    """Dilated by one pixel all around, then eroded by two above and left, one below and right."""
+    mask = np.zeros((12, 12), bool)
+    mask[3:8, 4:6] = True
+    expected = np.zeros((12, 12), bool)
+    expected[4:8, 5:6] = True
+    np.testing.assert_array_equal(topology.close(mask), expected)
+    everything = np.ones((5, 5), bool)
+    np.testing.assert_array_equal(topology.close(everything), everything)
+
+
+def test_the_released_centreline_is_closed_then_thinned():
+    mask = _blobs(7)
+    mask.flags.writeable = False
+    found = topology.centreline(mask, "close_and_thin")
+    np.testing.assert_array_equal(found, topology.thin(topology.close(mask)))
+    assert (found != topology.centreline(mask)).any()
+
+
 # ---- Farthest points -----------------------------------------------------------------------------
 
 
@@ -97,6 +152,14 @@ def test_farthest_points_start_farthest_from_the_centroid():
     """Centroid (0, 10/3): the ends lie 3 1/3, 2 1/3 and 5 2/3 away."""
     points = np.array([(0, 0), (0, 1), (0, 9)])
     np.testing.assert_array_equal(topology.farthest_points(points, 3), [2, 0, 1])
+
+
+def test_the_released_first_point_is_drawn_with_seed_1():
+    """`numpy.random.seed(1); numpy.random.randint(0, 100)` is 37."""
+    points = np.stack([np.arange(100), np.zeros(100, int)], axis=1)
+    chosen = topology.farthest_points(points, 3, first="random")
+    np.testing.assert_array_equal(chosen, [37, 99, 0])
+    np.testing.assert_array_equal(topology.farthest_points(points, 3, first="random"), chosen)
 
 
 def test_farthest_points_are_exact_for_large_coordinates():

@@ -74,6 +74,17 @@ def test_window_origin_by_hand(start, end, origin):
     np.testing.assert_array_equal(found, [origin])
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "column"), [((3, 3), (7, 11), 1), ((3, 0), (7, 4), 0), ((3, 1), (7, 12), 2)]
+)
+def test_the_released_column_is_half_the_width(start, end, column):
+    """A rectangle 8 wide has its window, 6 wide, around column 4, wherever it lies."""
+    found = windows.window_origin(
+        jnp.array([start]), jnp.array([end]), (4, 6), (10, 12), column="half_width"
+    )
+    np.testing.assert_array_equal(found, [(3, column)])
+
+
 def test_window_as_large_as_the_image_starts_at_its_corner():
     start = jnp.array([[0, 0], [9, 0], [4, 11]])
     found = windows.window_origin(start, start + 1, (10, 12), (10, 12))
@@ -128,6 +139,30 @@ def test_an_empty_slot_stacks_a_patch_of_the_last_image():
     images = np.arange(2 * 4 * 4, dtype=np.float32).reshape(2, 4, 4, 1)
     stack = windows.stack_patches(jnp.asarray(images), _patches([2], [(0, 0)]), (2, 3))
     np.testing.assert_array_equal(stack[0], images[1, :2, :3])
+
+
+# ---- Laying in order -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first_share", "values", "shares"),
+    [
+        # Each takes half: 8 / 2, then 4 / 2 + 16 / 2, then 32 / 2 of what was empty.
+        (0.5, [4, 10, 8, 16, 0], [0.5, 0.75, 0.5, 0.5, 0]),
+        # The first one is written.
+        (1.0, [8, 12, 16, 32, 0], [1, 1, 1, 1, 0]),
+    ],
+)
+def test_patches_laid_in_order_by_hand(first_share, values, shares):
+    """8 on pixels 0 and 1, 16 on 1 and 2, 32 on pixel 3 in the next chunk, one in an empty slot."""
+    canvas = windows.empty_canvas(2, (1, 5), 1)
+    first = jnp.array([8.0, 16.0])[:, None, None, None] * jnp.ones((2, 1, 2, 1))
+    canvas = windows.lay_in_order(canvas, first, _patches([1, 1], [(0, 0), (0, 1)]), first_share)
+    then = jnp.array([32.0, 99.0])[:, None, None, None] * jnp.ones((2, 1, 1, 1))
+    canvas = windows.lay_in_order(canvas, then, _patches([1, 2], [(0, 3), (0, 4)]), first_share)
+    np.testing.assert_array_equal(canvas[0], np.zeros((1, 5, 2)))
+    np.testing.assert_array_equal(canvas[1, 0, :, 0], values)
+    np.testing.assert_array_equal(canvas[1, 0, :, 1], shares)
 
 
 # ---- Reconstruction ------------------------------------------------------------------------------

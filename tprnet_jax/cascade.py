@@ -24,7 +24,11 @@ from tprnet_jax.models.unet import UNet
 from tprnet_jax.windows import Patches
 
 BRANCHES = ("global", "local", "focal")
-REFINEMENTS = ("topology_first", "location_first")
+REFINEMENTS = ("topology_first", "location_first", "sequential", "canvas_mean")
+WINDOW_COLUMNS = ("midpoint", "half_width")
+CENTRELINE_REGIONS = ("window", "image")
+# What the first patch on a pixel takes of it where patches are laid in order.
+FIRST_SHARES = {"sequential": 0.5, "canvas_mean": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,15 @@ class Cascade:
         max_patches: Most patches an image.
         chunk: Patches that FocalNet takes at once.
         refinement: "topology_first" merges M4 with M2, then the result with M1, as the paper does;
-            "location_first" merges M2 with M1, then M4 with the result, as the released code does.
+            "location_first" merges M2 with M1, then M4 with the result. The released code does the
+            latter in ways of its own: in training "sequential", patch after patch averaged into the
+            merged logits; in its test "canvas_mean", the mean of the merged logits and a canvas of
+            patches that is zero where none lies.
+        window_column: Column of the window's centre, see `windows.window_origin`.
+        centreline_region: Where the centreline is searched: in the "window" (paper), or in the
+            whole "image" (released code).
+        centreline: How it is thinned, see `topology.centreline`.
+        first_point: Where sampling starts, see `topology.farthest_points`.
     """
 
     global_net: UNet
@@ -53,6 +65,10 @@ class Cascade:
     max_patches: int
     chunk: int
     refinement: str
+    window_column: str = "midpoint"
+    centreline_region: str = "window"
+    centreline: str = "skeletonize"
+    first_point: str = "centroid"
 
     @property
     def networks(self) -> dict[str, UNet]:
@@ -125,7 +141,7 @@ def coarse_logits(cascade: Cascade, params: dict, images: jax.Array) -> Coarse:
     image = images.shape[1:3]
     window = cascade.window_in(image)
     start, end = windows.rectangle(is_vessel(global_logits))
-    origin = windows.window_origin(start, end, window, image)
+    origin = windows.window_origin(start, end, window, image, cascade.window_column)
     cropped = windows.crop(images, origin, window)
     local_logits = cascade.local_net.apply({"params": params["local"]}, cropped)
     return Coarse(global_logits, local_logits, origin)
@@ -136,15 +152,18 @@ def is_vessel(logits: jax.Array) -> jax.Array:
     return logits[..., 1] > logits[..., 0]
 
 
-def vessel_in_window(coarse: Coarse) -> jax.Array:
-    """Vessel mask inside the window from M1 and M2 together, `(batch, *window)` bool.
+def sampling_mask(cascade: Cascade, coarse: Coarse) -> tuple[jax.Array, jax.Array]:
+    """Vessel mask that the topology stage takes the centreline from, by M1 and M2 together.
 
-    The topology stage takes the centreline from it.
+    Returns:
+        The mask `(batch, *region)` bool, and `(batch, 2)` the origin of that region in each image.
     """
+    if cascade.centreline_region == "image":
+        return is_vessel(_global_local(coarse)), jnp.zeros_like(coarse.origin)
     global_window = windows.crop(
         coarse.global_logits, coarse.origin, coarse.local_logits.shape[1:3]
     )
-    return is_vessel(global_window + coarse.local_logits)
+    return is_vessel(global_window + coarse.local_logits), coarse.origin
 
 
 def sample_patches(
@@ -154,8 +173,8 @@ def sample_patches(
 
     Args:
         cascade: The sizes.
-        vessel: `(batch, *window)` bool, see `vessel_in_window`.
-        origin: `(batch, 2)`, the windows' origins.
+        vessel: `(batch, *region)` bool, see `sampling_mask`.
+        origin: `(batch, 2)`, the origin of the region in each image.
         image: Height and width of the images.
 
     Returns:
@@ -164,7 +183,13 @@ def sample_patches(
     """
     owners, origins = [], []
     for index, (mask, corner) in enumerate(zip(vessel, origin, strict=True)):
-        centres = topology.patch_centres(mask, cascade.pixels_per_patch, cascade.max_patches)
+        centres = topology.patch_centres(
+            mask,
+            cascade.pixels_per_patch,
+            cascade.max_patches,
+            cascade.centreline,
+            cascade.first_point,
+        )
         owners.append(np.full(len(centres), index, np.int32))
         origins.append(windows.valid_origin(centres + corner, cascade.patch_in(image), image))
     return np.concatenate(owners), np.concatenate(origins).astype(np.int32)
@@ -192,49 +217,67 @@ def focal_logits(cascade: Cascade, params: dict, images: jax.Array, patches: Pat
     return cascade.focal_net.apply({"params": params["focal"]}, stack)
 
 
+def lay(cascade: Cascade, canvas: jax.Array, logits: jax.Array, patches: Patches) -> jax.Array:
+    """Lays a chunk of FocalNet's logits on a canvas, as the refinement wants them (Eq. 6)."""
+    first_share = FIRST_SHARES.get(cascade.refinement)
+    if first_share is None:
+        return windows.lay_patches(canvas, logits, patches)
+    return windows.lay_in_order(canvas, logits, patches, first_share)
+
+
 def refine(cascade: Cascade, coarse: Coarse, canvas: jax.Array | None) -> dict[str, jax.Array]:
     """Merges the branches' logits; see `Cascade.refinement`.
 
     Args:
         cascade: The networks present and the order of refinement.
         coarse: Logits of GlobalNet and LocalNet.
-        canvas: The patches' logits, laid by `windows.lay_patches`; None where FocalNet has no
-            part.
+        canvas: The patches' logits, see `lay`; None where FocalNet has no part.
 
     Returns:
         Logits `(batch, height, width, 2)` of each stage.
     """
-    global_logits = coarse.global_logits
     if cascade.local_net is None:
-        return {"global": global_logits, "final": global_logits}
-    image = global_logits.shape[1:3]
-    everywhere = jnp.ones((*global_logits.shape[:3], 1), bool)
-    local_logits = windows.uncrop(coarse.local_logits, coarse.origin, image)
-    in_window = windows.uncrop(
-        jnp.ones((*coarse.local_logits.shape[:3], 1), bool), coarse.origin, image
-    )
-    global_local = windows.merge(global_logits, everywhere, local_logits, in_window)
-    final = global_local
-    if canvas is not None:
-        focal, in_patch = windows.reconstruct(canvas)
-        if cascade.refinement == "topology_first":
-            location = windows.merge(focal, in_patch, local_logits, in_window)
-            final = windows.merge(global_logits, everywhere, location, in_patch | in_window)
-        else:
-            final = windows.merge(global_local, everywhere, focal, in_patch)
-    return {"global": global_logits, "global_local": global_local, "final": final}
+        return {"global": coarse.global_logits, "final": coarse.global_logits}
+    global_local = _global_local(coarse)
+    final = global_local if canvas is None else _with_patches(cascade, coarse, canvas)
+    return {"global": coarse.global_logits, "global_local": global_local, "final": final}
+
+
+def _global_local(coarse: Coarse) -> jax.Array:
+    return windows.merge(coarse.global_logits, jnp.bool_(True), *_local_on_image(coarse))
+
+
+def _local_on_image(coarse: Coarse) -> tuple[jax.Array, jax.Array]:
+    """M2 in its place, and where that is."""
+    image = coarse.global_logits.shape[1:3]
+    window = jnp.ones((*coarse.local_logits.shape[:3], 1), bool)
+    return tuple(windows.uncrop(x, coarse.origin, image) for x in (coarse.local_logits, window))
+
+
+def _with_patches(cascade: Cascade, coarse: Coarse, canvas: jax.Array) -> jax.Array:
+    if cascade.refinement == "sequential":
+        return canvas[..., :-1] + (1 - canvas[..., -1:]) * _global_local(coarse)
+    if cascade.refinement == "canvas_mean":
+        return 0.5 * (canvas[..., :-1] + _global_local(coarse))
+    focal, in_patch = windows.reconstruct(canvas)
+    everywhere = jnp.bool_(True)
+    if cascade.refinement == "location_first":
+        return windows.merge(_global_local(coarse), everywhere, focal, in_patch)
+    local_logits, in_window = _local_on_image(coarse)
+    location = windows.merge(focal, in_patch, local_logits, in_window)
+    return windows.merge(coarse.global_logits, everywhere, location, in_patch | in_window)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _coarse(cascade, params, images):
     coarse = coarse_logits(cascade, params, to_unit(images))
-    return coarse, None if cascade.local_net is None else vessel_in_window(coarse)
+    return coarse, None if cascade.focal_net is None else sampling_mask(cascade, coarse)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _focal(cascade, params, images, canvas, patches):
     logits = focal_logits(cascade, params, to_unit(images), patches)
-    return windows.lay_patches(canvas, logits, patches)
+    return lay(cascade, canvas, logits, patches)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -256,11 +299,11 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
     """
     images = jnp.asarray(images)
     batch, image = images.shape[0], images.shape[1:3]
-    coarse, vessel = _coarse(cascade, params, images)
+    coarse, to_sample = _coarse(cascade, params, images)
     canvas = None
     if cascade.focal_net is not None:
         canvas = windows.empty_canvas(batch, image, channels=2)
-        owner, origin = sample_patches(cascade, *jax.device_get((vessel, coarse.origin)), image)
+        owner, origin = sample_patches(cascade, *jax.device_get(to_sample), image)
         for patches in chunks(cascade, owner, origin, batch):
             canvas = _focal(cascade, params, images, canvas, patches)
     probabilities = jax.device_get(_probabilities(cascade, coarse, canvas))

@@ -4,16 +4,28 @@ import math
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.cascade import BRANCHES, REFINEMENTS, Cascade
+from tprnet_jax.cascade import (
+    BRANCHES,
+    CENTRELINE_REGIONS,
+    REFINEMENTS,
+    WINDOW_COLUMNS,
+    Cascade,
+)
 from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
+from tprnet_jax.topology import CENTRELINES, FIRST_POINTS
 
 CHOICES = {
     "data.name": ("arcade", "phantom"),
+    "model.window_column": WINDOW_COLUMNS,
+    "model.centreline": CENTRELINES,
+    "model.centreline_region": CENTRELINE_REGIONS,
+    "model.first_point": FIRST_POINTS,
     "model.refinement": REFINEMENTS,
     "model.dtype": ("float32", "bfloat16"),
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("poly", "cosine"),
+    "train.refinement": ("", *REFINEMENTS),
     "eval.split": ("train", "validation", "test"),
     "eval.checkpoint": ("best", "latest"),
 }
@@ -64,7 +76,11 @@ def default() -> ConfigDict:
     model.pixels_per_patch = 64  # Centreline pixels to one patch.
     model.max_patches = 64  # Most patches an image; a true ARCADE centreline needs 28 at most.
     model.chunk = 32  # Patches that FocalNet takes at once.
-    model.refinement = "topology_first"  # Or "location_first", as the released code merges.
+    model.window_column = "midpoint"  # Of the rectangle; or "half_width" (released code).
+    model.centreline = "skeletonize"  # Or "close_and_thin" (released code).
+    model.centreline_region = "window"  # Or "image" (released code).
+    model.first_point = "centroid"  # Farthest from it; or "random", with seed 1 (released code).
+    model.refinement = "topology_first"  # Or "location_first", "sequential", "canvas_mean".
     model.dtype = "float32"  # Of the networks' computation; or "bfloat16".
 
     config.optim = optim = ConfigDict()
@@ -81,6 +97,8 @@ def default() -> ConfigDict:
     train.batch = 1
     train.focal_from_epoch = 1  # FocalNet sits out the epochs before.
     train.evaluate_every = 1  # Epochs between two evaluations and checkpoints.
+    train.refinement = ""  # In training, validation included; empty means that of the model.
+    train.patch_gradient = True  # False: the patches' own loss counts, but without a gradient.
 
     config.eval = evaluate = ConfigDict()
     evaluate.split = "validation"  # "train", "validation" or "test".
@@ -91,6 +109,13 @@ def default() -> ConfigDict:
     config.predict = predict = ConfigDict()
     predict.input = ""  # An image, or a folder of images.
     predict.output = ""  # The folder to write masks and overlays to.
+
+    config.convert = convert = ConfigDict()
+    convert.input = ""  # A PyTorch checkpoint to import into the workdir.
+    convert.output = ""  # Or the file to export the workdir's checkpoint to.
+
+    config.ablate = ablate = ConfigDict()
+    ablate.seeds = (0,)  # Each ablation is trained with each of them.
     return config.lock()
 
 
@@ -160,4 +185,8 @@ def cascade(config: ConfigDict) -> Cascade:
         max_patches=model.max_patches,
         chunk=model.chunk,
         refinement=model.refinement,
+        window_column=model.window_column,
+        centreline_region=model.centreline_region,
+        centreline=model.centreline,
+        first_point=model.first_point,
     )

@@ -10,7 +10,13 @@ from ml_collections import ConfigDict, config_flags
 
 from tprnet_jax.errors import UserError
 
-MODES = {"train": "train", "eval": "evaluate", "predict": "predict"}
+MODES = {
+    "train": "train",
+    "eval": "evaluate",
+    "predict": "predict",
+    "ablate": "ablate",
+    "convert": "convert",
+}
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Configuration, such as configs/tprnet.py"

@@ -22,10 +22,11 @@ from tprnet_jax.cascade import (
     coarse_logits,
     focal_logits,
     init,
+    lay,
     refine,
     sample_patches,
+    sampling_mask,
     to_unit,
-    vessel_in_window,
 )
 from tprnet_jax.windows import Patches
 
@@ -38,12 +39,14 @@ class Trainer(NamedTuple):
         direction: Turns a branch's gradients into a direction of descent.
         schedule: Learning rate by step.
         clip_norm: Largest norm of the gradient of all branches together.
+        patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
     """
 
     cascade: Cascade
     direction: optax.GradientTransformation
     schedule: Callable
     clip_norm: float
+    patch_gradient: bool = True
 
 
 class State(NamedTuple):
@@ -86,11 +89,11 @@ def train_step(
     """
     cascade = trainer.cascade
     images, masks = jnp.asarray(images), jnp.asarray(masks)
-    coarse, vessel, pullback = _forward(cascade, state.params, images)
+    coarse, to_sample, pullback = _forward(cascade, state.params, images)
     canvas, patch_loss, count, pullbacks = None, None, 0, []
     if with_focal:
         batch, image = images.shape[0], images.shape[1:3]
-        owner, origin = sample_patches(cascade, *jax.device_get((vessel, coarse.origin)), image)
+        owner, origin = sample_patches(cascade, *jax.device_get(to_sample), image)
         canvas, patch_loss = windows.empty_canvas(batch, image, channels=2), jnp.float32(0)
         count = len(owner)
         for patches in chunks(cascade, owner, origin, batch):
@@ -99,7 +102,7 @@ def train_step(
             )
             pullbacks.append(chunk_pullback)
     terms, gradients = _objective(
-        cascade, coarse, canvas, patch_loss, np.float32(max(count, 1)), masks
+        trainer, coarse, canvas, patch_loss, np.float32(max(count, 1)), masks
     )
     coarse_gradient, *focal_gradient = gradients
     focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
@@ -118,7 +121,8 @@ def _forward(cascade, params, images):
 
     coarse, pullback, origin = jax.vjp(logits, coarse_params, has_aux=True)
     coarse = coarse._replace(origin=origin)
-    return coarse, None if cascade.local_net is None else vessel_in_window(coarse), pullback
+    to_sample = None if cascade.focal_net is None else sampling_mask(cascade, coarse)
+    return coarse, to_sample, pullback
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,18 +131,18 @@ def _focal_forward(cascade, params, canvas, patch_loss, images, masks, patches: 
     truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(images.shape[1:3]))
     taken = patches.owner < images.shape[0]
 
-    def lay(focal_params, canvas, patch_loss):
+    def segment(focal_params, canvas, patch_loss):
         logits = focal_logits(cascade, {"focal": focal_params}, images, patches)
         loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
-        return windows.lay_patches(canvas, logits, patches), patch_loss + loss
+        return lay(cascade, canvas, logits, patches), patch_loss + loss
 
-    return jax.vjp(lay, params["focal"], canvas, patch_loss)
+    return jax.vjp(segment, params["focal"], canvas, patch_loss)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _objective(cascade, coarse: Coarse, canvas, patch_loss, count, masks):
+def _objective(trainer: Trainer, coarse: Coarse, canvas, patch_loss, count, masks):
     """Mean of the terms (the released code's five; three while FocalNet sits out)."""
-    truth = to_unit(masks)
+    cascade, truth = trainer.cascade, to_unit(masks)
 
     def total(logits, canvas, patch_loss):
         stages = refine(cascade, logits._replace(origin=coarse.origin), canvas)
@@ -150,7 +154,8 @@ def _objective(cascade, coarse: Coarse, canvas, patch_loss, count, masks):
             terms["global_local"] = losses.segmentation_loss(stages["global_local"], truth)
         if canvas is not None:
             terms["final"] = losses.segmentation_loss(stages["final"], truth)
-            terms["focal"] = patch_loss / count
+            focal = patch_loss if trainer.patch_gradient else jax.lax.stop_gradient(patch_loss)
+            terms["focal"] = focal / count
         loss = sum(terms.values()) / len(terms)
         return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
 

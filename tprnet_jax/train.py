@@ -1,5 +1,6 @@
 """The training loop: data, step, log, checkpoint, evaluate."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterator
@@ -32,17 +33,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: The configuration, the data or the checkpoints cannot be used.
     """
-    cascade = configuration.cascade(config)
+    configuration.cascade(config)  # A mistake is found before any data is read.
     builder = loader.prepare(config.data)
     source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
     steps_per_epoch = _steps_per_epoch(len(source), config.train.batch)
-    trainer = Trainer(
-        cascade,
-        optimiser.direction(config.optim),
-        optimiser.schedule(config.optim, config.train.epochs, steps_per_epoch),
-        config.optim.clip_norm,
-    )
+    trainer = make_trainer(config, steps_per_epoch)
     with checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
@@ -54,6 +50,19 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     return evaluate.run(config, workdir)
+
+
+def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
+    """What the training steps of a configuration need."""
+    cascade = configuration.cascade(config)
+    refinement = config.train.refinement or cascade.refinement
+    return Trainer(
+        dataclasses.replace(cascade, refinement=refinement),
+        optimiser.direction(config.optim),
+        optimiser.schedule(config.optim, config.train.epochs, steps_per_epoch),
+        config.optim.clip_norm,
+        config.train.patch_gradient,
+    )
 
 
 def _what_next(manager) -> str:

@@ -49,20 +49,29 @@ def _extent(occupied: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def window_origin(
-    start: jax.Array, end: jax.Array, window: tuple[int, int], image: tuple[int, int]
+    start: jax.Array,
+    end: jax.Array,
+    window: tuple[int, int],
+    image: tuple[int, int],
+    column: str = "midpoint",
 ) -> jax.Array:
-    """Origin of the window centred on each rectangle, shifted to lie inside the image (Eq. 2).
+    """Origin of the window around each rectangle, shifted to lie inside the image (Eq. 2).
 
     Args:
         start: `(batch, 2)` first row and column of the rectangles.
         end: `(batch, 2)` row and column after their last.
         window: Height and width of the window, at most those of the image.
         image: Height and width of the image.
+        column: Column of the window's centre: "midpoint", that of the rectangle; or "half_width",
+            half the rectangle's width, a defect of the released code.
 
     Returns:
         `(batch, 2)` int32.
     """
-    return valid_origin((start + end) // 2, window, image)
+    centre = (start + end) // 2
+    if column == "half_width":
+        centre = jnp.stack([centre[:, 0], (end - start)[:, 1] // 2], axis=-1)
+    return valid_origin(centre, window, image)
 
 
 def valid_origin(centre: jax.Array, window: tuple[int, int], image: tuple[int, int]) -> jax.Array:
@@ -135,7 +144,7 @@ def stack_patches(images: jax.Array, patches: Patches, patch: tuple[int, int]) -
 def empty_canvas(batch: int, image: tuple[int, int], channels: int) -> jax.Array:
     """A canvas on which no patch lies yet: `(batch, *image, channels + 1)`, all zero.
 
-    The first channels hold weighted sums, the last one the sum of the weights.
+    The first channels are for weighted values, the last one for the weights.
     """
     return jnp.zeros((batch, *image, channels + 1), jnp.float32)
 
@@ -161,6 +170,38 @@ def lay_patches(canvas: jax.Array, values: jax.Array, patches: Patches) -> jax.A
     columns = patches.origin[:, 1:] + jnp.arange(values.shape[2])[None]
     place = canvas.at[patches.owner[:, None, None], rows[:, :, None], columns[:, None, :]]
     return place.add(weighted, mode="drop")
+
+
+def lay_in_order(
+    canvas: jax.Array, values: jax.Array, patches: Patches, first_share: float
+) -> jax.Array:
+    """Lays patches one after another, each averaged with what lies there, as the released code.
+
+    Where patches overlap, the later one counts for more: half, and the one before it a quarter.
+
+    Args:
+        canvas: `(batch, height, width, channels + 1)`, see `empty_canvas`; the last channel is the
+            share of a pixel that patches have, the first ones what they amount to.
+        values: `(chunk, rows, columns, channels)`.
+        patches: Where they belong.
+        first_share: Share that the first patch on a pixel takes.
+
+    Returns:
+        The canvas with the patches laid.
+    """
+    batch = canvas.shape[0]
+    values = jnp.concatenate([values, jnp.ones((*values.shape[:-1], 1))], axis=-1)
+
+    def lay(canvas, patch):
+        value, owner, origin = patch
+        start = (owner, *origin, 0)
+        there = jax.lax.dynamic_slice(canvas, start, (1, *value.shape))
+        share = jnp.where(there[..., -1:] > 0, 0.5, first_share)
+        share = jnp.where(owner < batch, share, 0.0)
+        mixed = share * value[None] + (1 - share) * there
+        return jax.lax.dynamic_update_slice(canvas, mixed, start), None
+
+    return jax.lax.scan(lay, canvas, (values, *patches))[0]
 
 
 def reconstruct(canvas: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -198,7 +239,7 @@ def merge(
 
     Args:
         first: `(batch, height, width, channels)`.
-        first_covers: `(batch, height, width, 1)` bool.
+        first_covers: `(batch, height, width, 1)` bool, or a scalar.
         second: As `first`.
         second_covers: As `first_covers`.
     """

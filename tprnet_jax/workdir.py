@@ -35,6 +35,8 @@ FREE = (
     "train.evaluate_every",
     "eval.",
     "predict.",
+    "convert.",
+    "ablate.",
 )
 
 

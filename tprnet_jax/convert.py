@@ -1,0 +1,165 @@
+"""Published PyTorch weights in, ours out: checkpoints of the released TPRNet and of nnU-Net."""
+
+import io
+import pickle
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tprnet_jax import checkpoints, optimiser
+from tprnet_jax import config as configuration
+from tprnet_jax.cascade import Cascade
+from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
+from tprnet_jax.models.weights import from_torch, to_torch
+from tprnet_jax.step import State
+from tprnet_jax.workdir import warn_of_other_model, write_config
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Imports `config.convert.input` into the workdir, or exports it to `config.convert.output`.
+
+    Raises:
+        UserError: Neither or both are given, a file cannot be used, or PyTorch is missing.
+    """
+    cascade = configuration.cascade(config)
+    given, wanted = config.convert.input, config.convert.output
+    if bool(given) == bool(wanted):
+        raise UserError(
+            f"config.convert.input is {given!r} and config.convert.output {wanted!r}; give one of "
+            "them: a PyTorch checkpoint to import, or a file to export to"
+        )
+    if given:
+        import_weights(config, cascade, Path(given).expanduser(), workdir)
+    else:
+        export_weights(config, cascade, workdir, Path(wanted).expanduser())
+
+
+def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Path) -> None:
+    """Makes a workdir whose only checkpoint, at step 0, has the weights of a PyTorch file.
+
+    It can be evaluated and predicted with; training goes on from these weights with a fresh
+    optimiser, and its first checkpoint counts as better, whatever it scores.
+
+    Raises:
+        UserError: The file is not a checkpoint of these networks, or the workdir has a run.
+    """
+    params = jax.device_put(read(path, cascade))
+    direction = optimiser.direction(config.optim)
+    optim = {name: direction.init(branch) for name, branch in params.items()}
+    with checkpoints.open_manager(workdir) as manager:
+        if manager.latest_step() is not None:
+            raise UserError(f"{workdir} already has a run; give another --workdir")
+        checkpoints.save(manager, State(jnp.zeros((), jnp.int32), params, optim), dice=0.0)
+    write_config(config, workdir)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{count:,} parameters ({', '.join(params)}) of {path} imported into {workdir}")
+
+
+def export_weights(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path) -> None:
+    """Writes a workdir's checkpoint as the released code's PyTorch checkpoint, without optimiser.
+
+    Raises:
+        UserError: The workdir has no checkpoint of these networks.
+    """
+    torch = _torch()
+    params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    warn_of_other_model(config, workdir)
+    state = to_torch(cascade.networks, jax.device_get(params))
+    file = io.BytesIO()
+    torch.save(
+        {
+            "epoch": config.train.epochs,
+            "network_weights": _as_tensors(torch, state),
+            "optimizer_state": {},
+            "best_pred": 0.0,
+        },
+        file,
+    )
+    write_whole(path, file.getvalue())
+    print(f"{len(state)} tensors of step {step} of {workdir} exported to {path}")
+
+
+def _as_tensors(torch, state: dict[str, np.ndarray]) -> dict:
+    # Names of one tensor share its memory, as in PyTorch's own state dicts.
+    shared = {id(value): torch.from_numpy(np.array(value)) for value in state.values()}
+    return {name: shared[id(value)] for name, value in state.items()}
+
+
+def read(path: Path, cascade: Cascade) -> dict:
+    """Parameters by branch from a PyTorch checkpoint; no code in it is run.
+
+    Raises:
+        UserError: The file cannot be read, or is not a checkpoint of these networks.
+    """
+    weights = _load(path)
+    weights = weights.get("network_weights") if isinstance(weights, dict) else None
+    if not isinstance(weights, dict) or not all(
+        hasattr(value, "numpy") for value in weights.values()
+    ):
+        raise UserError(
+            f"{path} has no network_weights; give a checkpoint of the released TPRNet or of nnU-Net"
+        )
+    # Wrappers of PyTorch leave their mark on the names.
+    state = {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", name): value.float().numpy()
+        for name, value in weights.items()
+    }
+    try:
+        return from_torch(cascade.networks, state)
+    except UserError as error:
+        one = not any(name.startswith("global_net.") for name in state)
+        mend = (
+            "a single network, as nnU-Net's, is imported with --config=configs/tprnet.py:global"
+            if one and len(cascade.networks) > 1
+            else "give the --config that describes the networks of the file"
+        )
+        raise UserError(
+            f"{path} is of other networks than --config describes: {error}; {mend}"
+        ) from error
+
+
+def _load(path: Path):
+    torch = _torch()
+    if not path.is_file():
+        raise UserError(f"config.convert.input={path} is not a file; give a PyTorch checkpoint")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        foreign = re.search(r"GLOBAL (\S+)", str(error))
+        if foreign:
+            raise UserError(
+                f"{path} holds {foreign[1]}, which is code and not weights; nothing of it was run, "
+                "and it should not be trusted: give a checkpoint of tensors and numbers"
+            ) from error
+        raise _unreadable(path) from error
+    except (RuntimeError, OSError, EOFError, ValueError, LookupError) as error:
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> UserError:
+    return UserError(
+        f"{path} ({path.stat().st_size} bytes) is cut off or no PyTorch checkpoint; copy it again"
+    )
+
+
+def _numpy_scalars() -> list:
+    """What pickled NumPy numbers need, such as the best Dice in a checkpoint; harmless."""
+    scalar = np._core.multiarray.scalar
+    kinds = [type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64)]
+    return [scalar, (scalar, "numpy.core.multiarray.scalar"), np.dtype, *kinds]
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            '--mode=convert needs PyTorch; install it with pip install -e ".[convert]"'
+        ) from None
+    return torch
