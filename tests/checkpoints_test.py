@@ -27,8 +27,8 @@ def _state(step, trainer):
 def _save(workdir, trainer, dices):
     with checkpoints.open_manager(workdir) as manager:
         for step, dice in dices.items():
-            checkpoints.save(manager, _state(step, trainer), dice)
-            manager.wait_until_finished()
+            checkpoints.save(manager, _state(step, trainer))
+            checkpoints.write_score(manager, step, dice)
 
 
 def test_latest_state_comes_back_bit_for_bit(tmp_path):
@@ -41,12 +41,12 @@ def test_latest_state_comes_back_bit_for_bit(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
-def test_latest_and_best_are_kept_and_nothing_else(tmp_path):
+def test_two_newest_and_best_are_kept_and_nothing_else(tmp_path):
     trainer = _trainer()
-    _save(tmp_path, trainer, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6})
+    _save(tmp_path, trainer, {1: 0.5, 2: 0.9, 3: 0.7, 4: 0.6, 5: 0.1})
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
-    assert steps == [2, 4]
-    for which, step in (("best", 2), ("latest", 4)):
+    assert steps == [2, 4, 5]
+    for which, step in (("best", 2), ("latest", 5)):
         params, found = checkpoints.restore_params(tmp_path, which, trainer.cascade)
         assert found == step
         jax.tree.map(np.testing.assert_array_equal, params, _state(step, trainer).params)

@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from signal import SIGINT, SIGTERM, raise_signal
 
 import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, train
+from tprnet_jax import checkpoints, evaluate, train
 from tprnet_jax import config as configuration
+from tprnet_jax.data import loader
 from tprnet_jax.errors import UserError
+from tprnet_jax.signals import Interrupted
 
 
 def _lines(workdir):
@@ -30,6 +33,7 @@ def test_a_run_leaves_what_the_readme_lists(trained):
     }
     figures = {name for name in found if name.endswith(".png")}
     assert found - figures == {
+        ".lock",
         "config.json",
         "checkpoints",
         "metrics.jsonl",
@@ -71,35 +75,134 @@ def test_a_complete_run_ends_at_once_and_prints_its_table(trained, monkeypatch, 
     assert f"{result['final']['dice']:.4f}" in capsys.readouterr().out
 
 
+def _assert_same_run(config, workdir, undisturbed):
+    expected = _params(config, undisturbed)
+    jax.tree.map(np.testing.assert_array_equal, _params(config, workdir), expected)
+    assert _lines(workdir) == _lines(undisturbed)
+
+
+@pytest.mark.parametrize("signal", [SIGINT, SIGTERM])
 @pytest.mark.parametrize("stop", [1, 4])
-def test_a_stopped_run_goes_on_as_if_undisturbed(trained, tmp_path, monkeypatch, stop):
+def test_a_stopped_run_saves_and_goes_on_as_if_undisturbed(
+    trained, tmp_path, monkeypatch, stop, signal
+):
     config, undisturbed = trained
     take = train.train_step
 
-    def take_or_stop(trainer, state, *rest):
+    def take_and_signal(trainer, state, *rest):
         if int(state.step) == stop:
-            raise KeyboardInterrupt
+            raise_signal(signal)
         return take(trainer, state, *rest)
 
-    monkeypatch.setattr(train, "train_step", take_or_stop)
-    message = "goes on from step 3" if stop == 4 else "before the first checkpoint"
-    with pytest.raises(KeyboardInterrupt, match=message):
+    monkeypatch.setattr(train, "train_step", take_and_signal)
+    message = f"interrupted; the same command goes on from step {stop + 1}"
+    with pytest.raises(Interrupted, match=message) as interrupt:
         train.run(config, tmp_path)
+    assert interrupt.value.status == 128 + signal
     monkeypatch.setattr(train, "train_step", take)
     train.run(config, tmp_path)
-    jax.tree.map(
-        np.testing.assert_array_equal, _params(config, tmp_path), _params(config, undisturbed)
-    )
-    assert _lines(tmp_path) == _lines(undisturbed)
+    _assert_same_run(config, tmp_path, undisturbed)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, trained):
-    config = trained[0].copy_and_resolve_references()
-    config.optim.learning_rate, config.optim.clip_norm = 1e30, 1e30
-    with pytest.raises(
-        UserError, match=r"(loss|gradient_norm) became (nan|inf) at step \d+; lower"
-    ):
+def test_a_run_stopped_in_an_evaluation_evaluates_first(trained, tmp_path, monkeypatch):
+    config, undisturbed = trained
+    score = evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda *rest: raise_signal(SIGTERM))
+    with pytest.raises(Interrupted, match="goes on from step 3"):
         train.run(config, tmp_path)
+    monkeypatch.setattr(evaluate, "score", score)
+    train.run(config, tmp_path)
+    _assert_same_run(config, tmp_path, undisturbed)
+
+
+def test_checkpoints_come_every_so_many_steps(trained, tmp_path, monkeypatch):
+    config = trained[0].copy_and_resolve_references()
+    config.train.save_every = 2
+    saved, save = [], checkpoints.save
+
+    def note(manager, state):
+        saved.append(int(state.step))
+        save(manager, state)
+
+    monkeypatch.setattr(checkpoints, "save", note)
+    train.run(config, tmp_path)
+    assert saved == [2, 3, 4, 6]
+    _assert_same_run(config, tmp_path, trained[1])
+
+
+# ---- Numbers that are not finite -----------------------------------------------------------------
+
+
+def _with_nan(source, index):
+    """The examples as floats, one of which has a NaN."""
+    examples = [{**source[i], "image": source[i]["image"] / np.float32(255)} for i in range(6)]
+    examples[index]["image"][3, 4] = np.nan
+    return examples
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """A NaN in one training image."""
+    examples = loader.examples
+
+    def plant(builder, split):
+        source = examples(builder, split)
+        return _with_nan(source, 2) if split == "train" else source
+
+    monkeypatch.setattr(loader, "examples", plant)
+
+
+def test_a_nan_in_an_image_skips_its_steps_and_is_named(trained, tmp_path, planted, capsys):
+    config = trained[0].copy_and_resolve_references()
+    result = train.run(config, tmp_path)
+    output = capsys.readouterr().out
+    skipped = [line for line in _lines(tmp_path) if "skipped" in line]
+    assert len(skipped) == 2  # Once an epoch.
+    for line in skipped:
+        assert "train_00002.png" in line["skipped"]
+        assert f"warning: step {line['step']} has loss nan" in output
+    assert "train_00002.png (grey 0" in output
+    assert "1 pixels not finite" in output
+    assert np.isfinite(result["final"]["dice"])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(_params(config, tmp_path)))
+
+
+def test_too_many_skipped_steps_go_back_once_and_end_with_a_report(
+    trained, tmp_path, planted, caplog
+):
+    config = trained[0].copy_and_resolve_references()
+    config.train.skip_limit = 1
+    with pytest.raises(UserError) as error:
+        train.run(config, tmp_path)
+    message = str(error.value)
+    assert "1 steps in a row were not applied: step" in message
+    assert "train_00002.png" in message
+    assert "again after going back to the last checkpoint" in message
+    assert "\n" not in message
+    assert "going back to the last checkpoint, once" in caplog.text
+
+
+def test_a_loss_made_infinite_leaves_the_last_checkpoint(trained, tmp_path, monkeypatch):
+    """From step 4 on; the checkpoint of step 3 stays, whole, and a mended run ends as it would."""
+    config, undisturbed = trained
+    take = train.train_step
+
+    def take_from_infinity(trainer, state, images, *rest):
+        if int(state.step) >= 4:
+            images = np.full(images.shape, np.inf, np.float32)
+        return take(trainer, state, images, *rest)
+
+    monkeypatch.setattr(train, "train_step", take_from_infinity)
+    broken = config.copy_and_resolve_references()
+    broken.train.skip_limit = 2
+    with pytest.raises(UserError, match=r"2 steps in a row .* step 5 has loss nan.*from step 3"):
+        train.run(broken, tmp_path)
+    monkeypatch.setattr(train, "train_step", take)
+    train.run(config, tmp_path)
+    _assert_same_run(config, tmp_path, undisturbed)
+
+
+# ---- Bad values ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -185,9 +288,13 @@ def test_lines_of_steps_taken_again_are_dropped(tmp_path):
     records = [(0, "train"), (3, "train"), (3, "validation"), (4, "train"), (6, "validation")]
     whole = [json.dumps({"step": step, "split": split}) + "\n" for step, split in records]
     path.write_text("".join(whole) + '{"step": 6, "spl')
-    with train._open_log(path, 4) as log:
-        log.write("next\n")
-    assert path.read_text() == "".join(whole[:3]) + "next\n"
+    following = json.dumps({"step": 6, "split": "train"}) + "\n"
+    with train._open_log(path, 6, scored=True) as log:
+        log.write(following)
+    assert path.read_text() == "".join(whole) + following
+    with train._open_log(path, 3, scored=False):
+        pass
+    assert path.read_text() == "".join(whole[:1])
 
 
 def test_an_absent_split_is_named_before_training(trained, tmp_path, monkeypatch):

@@ -1,108 +1,238 @@
 """Saving and restoring; all of the project that knows Orbax.
 
-A checkpoint has two parts: "params", which is all that evaluation reads, and "optim", the rest of
-the training state.
+A checkpoint has three parts: "params", which is all that evaluation reads; "optim", the rest of the
+training state; and "digests", checksums by which damage is found. How well a checkpoint does is
+written beside them, in `scores.json`, once it has been evaluated.
 """
 
-from collections.abc import Callable
+import json
+import os
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tprnet_jax.cascade import Cascade, init
 from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
 from tprnet_jax.step import State
 
 Manager = ocp.CheckpointManager
+KEEP = 2  # Newest checkpoints kept, so that one is left if the other is damaged.
+
+
+class _Damaged(Exception):
+    """A checkpoint cannot be read, or holds other values than were saved."""
 
 
 def open_manager(workdir: Path, to_write: bool = True) -> Manager:
-    """Opens `workdir/checkpoints`, which keeps the latest checkpoint and the one best by Dice.
+    """Opens `workdir/checkpoints`, which keeps the newest checkpoints and the one best by Dice.
 
     Args:
         workdir: Of the run.
         to_write: Make the folder, and clear what an interrupted save has left there; not while
             the run may still be training.
     """
-    keep = preservation_policy.AnyPreservationPolicy(
-        [
-            preservation_policy.LatestN(1),
-            preservation_policy.BestN(get_metric_fn=_dice, n=1),
-        ]
-    )
+    folder = _folder(workdir)
     options = ocp.CheckpointManagerOptions(
-        best_fn=_dice,
-        best_mode="max",
-        preservation_policy=keep,
+        preservation_policy=_NewestAndBest(folder),
         cleanup_tmp_directories=to_write,
         create=to_write,
     )
     handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "optim")}
-    return ocp.CheckpointManager(_folder(workdir), options=options, item_handlers=handlers)
+    handlers["digests"] = ocp.JsonCheckpointHandler()
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
 
 
-def _dice(metrics: dict) -> float:
-    return metrics["dice"]
+class _NewestAndBest(preservation_policy.PreservationPolicy):
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        keep = {*sorted(steps)[-KEEP:], _best(self.folder, steps)}
+        return [step in keep for step in steps]
 
 
 def _folder(workdir: Path) -> Path:
     return (workdir / "checkpoints").resolve()
 
 
-def save(manager: Manager, state: State, dice: float) -> None:
-    """Starts to save a state; `manager.wait_until_finished()` or `close()` ends it.
+# ---- Scores --------------------------------------------------------------------------------------
 
-    Args:
-        manager: Of the run's checkpoints.
-        state: What to save, under the number of its step.
-        dice: Mean Dice of its final output on the validation split, by which "best" is chosen.
+
+def write_score(manager: Manager, step: int, dice: float) -> None:
+    """Notes the mean Dice of a checkpoint's final output, by which "best" is chosen."""
+    folder = Path(manager.directory)
+    scores = {**_scores(folder), str(step): dice}
+    write_whole(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
+
+
+def is_scored(manager: Manager, step: int) -> bool:
+    """Whether the checkpoint of this step has been evaluated."""
+    return str(step) in _scores(Path(manager.directory))
+
+
+def step_of(manager: Manager, which: str) -> int | None:
+    """Step of the "best" or "latest" checkpoint, None if there is none.
+
+    Of equally good ones the first is best; while none has been evaluated, the latest is.
     """
-    items = {"params": state.params, "optim": {"step": state.step, "optim": state.optim}}
+    steps = manager.all_steps()
+    best = _best(Path(manager.directory), steps) if which == "best" else None
+    return max(steps, default=None) if best is None else best
+
+
+def _best(folder: Path, steps: Sequence[int]) -> int | None:
+    scores = _scores(folder)
+    scored = [step for step in sorted(steps) if str(step) in scores]
+    return max(scored, key=lambda step: scores[str(step)], default=None)
+
+
+def _scores(folder: Path) -> dict[str, float]:
+    path = folder / "scores.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+# ---- Saving --------------------------------------------------------------------------------------
+
+
+def save(manager: Manager, state: State) -> None:
+    """Starts to save a state under the number of its step; `finish` ends it.
+
+    Raises:
+        UserError: This one, or the one that was being saved, cannot be written.
+    """
+    finish(manager)
+    rest = {name: part for name, part in state._asdict().items() if name != "params"}
+    items = {"params": state.params, "optim": rest}
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    manager.save(int(state.step), args=ocp.args.Composite(**args), metrics={"dice": dice})
+    args["digests"] = ocp.args.JsonSave({name: _digests(item) for name, item in items.items()})
+    try:
+        manager.save(int(state.step), args=ocp.args.Composite(**args), force=True)
+    except _WRITING_FAILS as error:
+        raise _not_written(manager, error) from error
+
+
+def finish(manager: Manager) -> None:
+    """Waits until what is being saved is on disk, whole.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        manager.wait_until_finished()
+    except _WRITING_FAILS as error:
+        raise _not_written(manager, error) from error
+
+
+_WRITING_FAILS = (OSError, ValueError, RuntimeError)  # Tensorstore's errors are of the last two.
+
+
+def _not_written(manager: Manager, error: Exception) -> UserError:
+    manager.reload()
+    step = manager.latest_step()
+    then = "starts anew" if step is None else f"goes on from step {step}, which is whole"
+    return UserError(
+        f"a checkpoint cannot be written to {manager.directory} ({_first_line(error)}); free space "
+        f"there or make it writable, and the same command {then}"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _digests(tree) -> dict[str, int]:
+    """CRC-32 of every array's bytes, by its name."""
+    return {
+        name: zlib.crc32(np.ascontiguousarray(leaf)) for name, leaf in _leaves(jax.device_get(tree))
+    }
+
+
+def _leaves(tree) -> list[tuple[str, jax.Array]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
+
+
+# ---- Restoring -----------------------------------------------------------------------------------
 
 
 def restore_latest(manager: Manager, template: Callable[[], State]) -> State | None:
-    """The state of the latest checkpoint, or None if there is none.
+    """The state of the newest whole checkpoint, or None if there is none at all.
+
+    A damaged one is reported and set aside under another name.
 
     Args:
         manager: Of the run's checkpoints.
         template: Makes a state of the configured architecture; it is only traced.
 
     Raises:
-        UserError: The checkpoint has another architecture.
+        UserError: No checkpoint is whole, or it has another architecture.
     """
-    step = manager.latest_step()
-    if step is None:
-        return None
     expected = jax.eval_shape(template)
-    params = _restore(manager, step, "params", expected.params)
-    optim = {"step": expected.step, "optim": expected.optim}
-    return State(params=params, **_restore(manager, step, "optim", optim))
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            rest = {n: part for n, part in expected._asdict().items() if n != "params"}
+            optim = _restore(manager, step, "optim", rest)
+            state = State(params=_restore(manager, step, "params", expected.params), **optim)
+        except _Damaged as error:
+            logging.warning("%s; going back to the one before", error)
+            damaged.append(step)
+            continue
+        _set_aside(manager, damaged)
+        return state
+    if damaged:
+        raise _none_whole(manager)
+    return None
+
+
+def _set_aside(manager: Manager, steps: Sequence[int]) -> None:
+    """Renames damaged checkpoints, whose steps are about to be taken and saved again."""
+    for step in steps:
+        folder = Path(manager.directory) / str(step)
+        target, number = folder.with_name(f"damaged_{step}"), 1
+        while target.exists():
+            target, number = folder.with_name(f"damaged_{step}_{number}"), number + 1
+        os.rename(folder, target)
+    if steps:
+        manager.reload()
 
 
 def restore_params(workdir: Path, which: str, cascade: Cascade) -> tuple[dict, int]:
     """Parameters of a run's "best" or "latest" checkpoint, and their step.
 
+    Where the latest is damaged, the one before is used, with a warning; nothing is renamed.
+
     Raises:
-        UserError: There is no checkpoint, or it has another architecture.
+        UserError: There is no checkpoint, none is whole, or it has another architecture.
     """
     folder = _folder(workdir)
     if not folder.is_dir():
         raise _no_checkpoint(folder)
     with open_manager(workdir, to_write=False) as manager:
-        step = step_of(manager, which)
-        if step is None:
+        first = step_of(manager, which)
+        if first is None:
             raise _no_checkpoint(folder)
         expected = jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
-        return _restore(manager, step, "params", expected), step
-
-
-def step_of(manager: Manager, which: str) -> int | None:
-    """Step of the "best" or "latest" checkpoint, None if there is none."""
-    return manager.best_step() if which == "best" else manager.latest_step()
+        earlier = [step for step in manager.all_steps() if step < first]
+        for step in [first, *sorted(earlier, reverse=True)]:
+            try:
+                return _restore(manager, step, "params", expected), step
+            except _Damaged as error:
+                if which == "best":
+                    raise UserError(
+                        f"{error}; --config.eval.checkpoint=latest uses another"
+                    ) from error
+                logging.warning("%s; using the one before", error)
+        raise _none_whole(manager)
 
 
 def _no_checkpoint(folder: Path) -> UserError:
@@ -111,20 +241,43 @@ def _no_checkpoint(folder: Path) -> UserError:
     )
 
 
+def _none_whole(manager: Manager) -> UserError:
+    steps = ", ".join(map(str, sorted(manager.all_steps())))
+    return UserError(
+        f"every checkpoint in {manager.directory} is damaged (steps {steps}), and nothing was "
+        "changed; bring back a copy, or start anew in another --workdir"
+    )
+
+
 def _restore(manager: Manager, step: int, item: str, expected):
-    _check_architecture(manager, step, item, expected)
     # Named here, the device need not be the one that saved: a GPU's checkpoint opens on a CPU.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    expected = jax.tree.map(
+    on_device = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), expected
     )
-    args = ocp.args.Composite(**{item: ocp.args.StandardRestore(expected)})
-    return manager.restore(step, args=args)[item]
+    args = {item: ocp.args.StandardRestore(on_device), "digests": ocp.args.JsonRestore()}
+    try:
+        stored = manager.item_metadata(step)[item].tree
+    except Exception as error:  # Whatever Orbax trips over in a damaged file.
+        raise _damage(manager, step, error) from error
+    _check_architecture(manager, step, item, stored, expected)
+    try:
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+        digests = restored["digests"][item]
+    except Exception as error:
+        raise _damage(manager, step, error) from error
+    if _digests(restored[item]) != digests:
+        raise _damage(manager, step, "its values are not those that were saved")
+    return restored[item]
 
 
-def _check_architecture(manager: Manager, step: int, item: str, expected) -> None:
-    stored = manager.item_metadata(step)[item].tree
-    found, wanted = _shapes(stored), _shapes(expected)
+def _damage(manager: Manager, step: int, reason) -> _Damaged:
+    reason = _first_line(reason) if isinstance(reason, Exception) else reason
+    return _Damaged(f"the checkpoint {manager.directory / str(step)} is damaged ({reason[:200]})")
+
+
+def _check_architecture(manager: Manager, step: int, item: str, stored, expected) -> None:
+    found, wanted = ({name: x.shape for name, x in _leaves(tree)} for tree in (stored, expected))
     for name in sorted(found.keys() | wanted.keys()):
         if found.get(name) != wanted.get(name):
             raise UserError(
@@ -132,8 +285,3 @@ def _check_architecture(manager: Manager, step: int, item: str, expected) -> Non
                 f"{item} {name} is {found.get(name, 'absent')}, but --config makes it "
                 f"{wanted.get(name, 'absent')}; use the --config of that run or another --workdir"
             )
-
-
-def _shapes(tree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}

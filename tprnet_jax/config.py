@@ -45,6 +45,8 @@ BOUNDS = {
     "train.batch": (1, math.inf),
     "train.focal_from_epoch": (0, math.inf),
     "train.evaluate_every": (1, math.inf),
+    "train.save_every": (1, math.inf),
+    "train.skip_limit": (1, math.inf),
     "eval.batch": (1, math.inf),
     "eval.figures": (0, math.inf),
 }
@@ -96,7 +98,9 @@ def default() -> ConfigDict:
     train.epochs = 100
     train.batch = 1
     train.focal_from_epoch = 1  # FocalNet sits out the epochs before.
-    train.evaluate_every = 1  # Epochs between two evaluations and checkpoints.
+    train.evaluate_every = 1  # Epochs between two evaluations, each with a checkpoint.
+    train.save_every = 500  # Steps between two checkpoints besides.
+    train.skip_limit = 10  # Steps in a row without a finite loss and gradient that end the run.
     train.refinement = ""  # In training, validation included; empty means that of the model.
     train.patch_gradient = True  # False: the patches' own loss counts, but without a gradient.
 

@@ -42,8 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Path) -> None:
     """Makes a workdir whose only checkpoint, at step 0, has the weights of a PyTorch file.
 
-    It can be evaluated and predicted with; training goes on from these weights with a fresh
-    optimiser, and its first checkpoint counts as better, whatever it scores.
+    It can be evaluated and predicted with, and training goes on from it with a fresh optimiser.
 
     Raises:
         UserError: The file is not a checkpoint of these networks, or the workdir has a run.
@@ -54,7 +53,9 @@ def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Pa
     with checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             raise UserError(f"{workdir} already has a run; give another --workdir")
-        checkpoints.save(manager, State(jnp.zeros((), jnp.int32), params, optim), dice=0.0)
+        zero = jnp.zeros((), jnp.int32)
+        checkpoints.save(manager, State(zero, params, optim, skipped=zero))
+        checkpoints.finish(manager)
     write_config(config, workdir)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters ({', '.join(params)}) of {path} imported into {workdir}")

@@ -44,7 +44,8 @@ def main(argv: list[str]) -> None:
         _fail(f"{error.filename}: {error.strerror}; give files and folders that can be used")
     except KeyboardInterrupt as error:
         print(f"error: {error or 'interrupted'}", file=sys.stderr, flush=True)
-        os._exit(130)  # Threads that still compile would crash an orderly exit.
+        # Threads that still compile would crash an orderly exit.
+        os._exit(getattr(error, "status", 130))
 
 
 def _workdir() -> Path:

@@ -57,18 +57,21 @@ class State(NamedTuple):
         params: Parameters by branch.
         optim: State of the optimiser by branch, so that a branch that sits out an epoch is not
             touched by weight decay or momentum.
+        skipped: Steps in a row, up to the last one, that were not applied because the loss or
+            the gradient was not finite, int32 scalar.
     """
 
     step: jax.Array
     params: dict
     optim: dict
+    skipped: jax.Array
 
 
 def initial_state(trainer: Trainer, seed: int) -> State:
     """Fresh parameters and optimiser state."""
     params = init(trainer.cascade, jax.random.key(seed))
     optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
-    return State(jnp.zeros((), jnp.int32), params, optim)
+    return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32))
 
 
 def train_step(
@@ -85,7 +88,8 @@ def train_step(
 
     Returns:
         The state after the step and scalars: "loss", each of its terms, "gradient_norm",
-        "learning_rate" and "patches" (their number).
+        "learning_rate", "skipped" (see `State`) and "patches" (their number). Where the loss or
+        the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
     cascade = trainer.cascade
     images, masks = jnp.asarray(images), jnp.asarray(masks)
@@ -106,7 +110,7 @@ def train_step(
     )
     coarse_gradient, *focal_gradient = gradients
     focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
-    state, scalars = _update(trainer, state, pullback, coarse_gradient, focal)
+    state, scalars = _update(trainer, state, pullback, coarse_gradient, focal, terms["loss"])
     return state, {**terms, **scalars, "patches": np.int32(count)}
 
 
@@ -183,7 +187,7 @@ def _focal_chunk_backward(total, gradient, pullback):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gradient):
+def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gradient, loss):
     gradients = {**pullback(coarse_gradient)[0], **focal_gradient}
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
@@ -193,4 +197,10 @@ def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gra
         clipped = jax.tree.map(lambda g: g * scale, gradient)
         descent, optim[name] = trainer.direction.update(clipped, optim[name], params[name])
         params[name] = jax.tree.map(lambda p, d: p - rate * d, params[name], descent)
-    return State(state.step + 1, params, optim), {"gradient_norm": norm, "learning_rate": rate}
+    usable = jnp.isfinite(norm) & jnp.isfinite(loss)
+    params, optim = jax.tree.map(
+        lambda new, old: jnp.where(usable, new, old), (params, optim), (state.params, state.optim)
+    )
+    skipped = jnp.where(usable, 0, state.skipped + 1)
+    scalars = {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
+    return State(state.step + 1, params, optim, skipped), scalars

@@ -2,22 +2,23 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import jax
+import numpy as np
 import tqdm
+from absl import logging
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, evaluate, optimiser
+from tprnet_jax import checkpoints, evaluate, optimiser, signals
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 from tprnet_jax.step import State, Trainer, initial_state, train_step
-from tprnet_jax.workdir import check_same_run, write_config
+from tprnet_jax.workdir import check_same_run, only_run, write_config
 
 LOG_EVERY = 10  # Steps between two lines of metrics.jsonl.
 
@@ -25,28 +26,30 @@ LOG_EVERY = 10  # Steps between two lines of metrics.jsonl.
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Trains, evaluating as it goes, and reports on the checkpoint that `config.eval` names.
 
-    A run that was stopped goes on from its latest checkpoint; one that is complete only reports.
+    A run that was stopped goes on from its newest whole checkpoint, to the same end, bit for bit,
+    as if it had not been; one that is complete only reports.
 
     Returns:
         What `eval/<split>/metrics.json` has.
 
     Raises:
-        UserError: The configuration, the data or the checkpoints cannot be used.
+        UserError: The configuration, the data or the checkpoints cannot be used, another run
+            writes to the workdir, or loss or gradient are not finite for too long.
+        Interrupted: SIGTERM or SIGINT came; the state has been saved.
     """
     configuration.cascade(config)  # A mistake is found before any data is read.
     builder = loader.prepare(config.data)
     source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
-    steps_per_epoch = _steps_per_epoch(len(source), config.train.batch)
-    trainer = make_trainer(config, steps_per_epoch)
-    with checkpoints.open_manager(workdir) as manager:
+    per_epoch = _steps_per_epoch(len(source), config.train.batch)
+    with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
-        if (manager.latest_step() or 0) < config.train.epochs * steps_per_epoch:
-            try:
-                _train(config, workdir, trainer, source, held_out, steps_per_epoch, manager)
-            except KeyboardInterrupt:
-                raise KeyboardInterrupt(_what_next(manager)) from None
+        training = Training(
+            config, workdir, make_trainer(config, per_epoch), source, held_out, per_epoch, manager
+        )
+        if not training.is_complete():
+            _train_or_say_how_to_go_on(training)
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     return evaluate.run(config, workdir)
@@ -65,12 +68,53 @@ def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
     )
 
 
-def _what_next(manager) -> str:
-    manager.wait_until_finished()
-    step = manager.latest_step()
-    if step is None:
-        return "interrupted before the first checkpoint; the same command starts anew"
-    return f"interrupted; the same command goes on from step {step}"
+class Training(NamedTuple):
+    """What does not change from the first step to the last.
+
+    Attributes:
+        config: All of it.
+        workdir: Where the run writes.
+        trainer: What a step needs.
+        source: Training examples by index.
+        held_out: Validation examples by index.
+        per_epoch: Steps to an epoch.
+        manager: Of the checkpoints.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    trainer: Trainer
+    source: object
+    held_out: object
+    per_epoch: int
+    manager: checkpoints.Manager
+
+    @property
+    def steps(self) -> int:
+        """Number of the last step."""
+        return self.config.train.epochs * self.per_epoch
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the state after so many steps is evaluated."""
+        every = self.config.train.evaluate_every * self.per_epoch
+        return step == self.steps or (step > 0 and step % every == 0)
+
+    def is_complete(self) -> bool:
+        """Whether the last state is there and has been evaluated."""
+        latest = self.manager.latest_step() or 0
+        return latest >= self.steps and checkpoints.is_scored(self.manager, latest)
+
+
+class Progress(NamedTuple):
+    """Where a training says how it goes: `metrics.jsonl`, and a bar that counts images."""
+
+    log: TextIO
+    bar: tqdm.tqdm
+    batch: int
+
+
+class _NotFinite(Exception):
+    """Loss or gradient were not finite for too many steps in a row; says what was in the batch."""
 
 
 def _steps_per_epoch(examples: int, batch: int) -> int:
@@ -82,84 +126,174 @@ def _steps_per_epoch(examples: int, batch: int) -> int:
     return examples // batch
 
 
-def _train(config, workdir: Path, trainer: Trainer, source, held_out, per_epoch: int, manager):
-    """Takes the steps that are left, epoch by epoch."""
-    state = checkpoints.restore_latest(manager, lambda: initial_state(trainer, config.seed))
+def _train_or_say_how_to_go_on(training: Training) -> None:
+    with signals.noted() as stop:
+        try:
+            _train_and_retry(training, stop)
+        except signals.Interrupted as interrupt:
+            message = "interrupted; the same command " + _goes_on(training.manager)
+            raise signals.Interrupted(message, interrupt.status - 128) from None
+
+
+def _train_and_retry(training: Training, stop: signals.Stop) -> None:
+    """Trains; if it fails for want of finite numbers, once more from the last checkpoint."""
+    try:
+        _train(training, stop)
+    except _NotFinite as first:
+        logging.warning("%s; going back to the last checkpoint, once", first)
+        try:
+            _train(training, stop)
+        except _NotFinite as second:
+            raise UserError(
+                f"{second}, again after going back to the last checkpoint; mend these images or "
+                "lower config.optim.learning_rate, and the same command "
+                + _goes_on(training.manager)
+            ) from second
+
+
+def _goes_on(manager: checkpoints.Manager) -> str:
+    checkpoints.finish(manager)
+    step = manager.latest_step()
+    return "starts anew" if step is None else f"goes on from step {step}"
+
+
+def _train(training: Training, stop: signals.Stop) -> None:
+    """Takes the steps that are left."""
+    config, trainer = training.config, training.trainer
+    stop.patient = False
+    state = checkpoints.restore_latest(
+        training.manager, lambda: initial_state(trainer, config.seed)
+    )
     if state is None:
         state = initial_state(trainer, config.seed)
-    write_config(config, workdir)
-    start, batch, epochs = int(state.step), config.train.batch, config.train.epochs
+    write_config(config, training.workdir)
+    start, batch = int(state.step), config.train.batch
     if start:
-        print(f"Going on from step {start} of {epochs * per_epoch}.")
-    batches = loader.train_batches(source, config.data, config.seed, batch, start)
+        print(f"Going on from step {start} of {training.steps}.")
+    batches = loader.train_batches(training.source, config.data, config.seed, batch, start)
+    scored = checkpoints.is_scored(training.manager, start)
     with (
-        _open_log(workdir / "metrics.jsonl", start) as log,
+        _open_log(training.workdir / "metrics.jsonl", start, scored) as log,
         tqdm.tqdm(
-            total=epochs * per_epoch * batch, initial=start * batch, unit="image", smoothing=0.05
+            total=training.steps * batch, initial=start * batch, unit="image", smoothing=0.05
         ) as bar,
     ):
         progress = Progress(log, bar, batch)
-        for epoch in range(start // per_epoch, epochs):
-            bar.set_description(f"epoch {epoch + 1}/{epochs}")
-            focal = trainer.cascade.focal_net is not None and epoch >= config.train.focal_from_epoch
-            steps = range(int(state.step), (epoch + 1) * per_epoch)
-            state = _epoch(trainer, state, batches, steps, focal, progress)
-            if epoch + 1 == epochs or (epoch + 1) % config.train.evaluate_every == 0:
-                scores = evaluate.score(trainer.cascade, state.params, held_out, config.eval.batch)
-                checkpoints.save(manager, state, evaluate.mean_dice(scores))
-                _log_scores(log, int(state.step), scores)
+        if training.is_evaluated(start) and not scored:
+            _validate(training, state, progress)  # It was stopped after the state was saved.
+        for step, end in _segments(training, start):
+            stop.patient = True
+            state = _take(training, state, range(step, end), batches, progress, stop)
+            _save_if_due(training, state, stop)
+            stop.patient = False
+            stop.obey()
+            if training.is_evaluated(end):
+                _validate(training, state, progress)
+        checkpoints.finish(training.manager)
 
 
-class Progress(NamedTuple):
-    """Where a training says how it goes: `metrics.jsonl`, and a bar that counts images."""
+def _segments(training: Training, start: int) -> Iterator[tuple[int, int]]:
+    """From `start` to the last step, in parts that end where an epoch does or a save is due."""
+    while start < training.steps:
+        ends = [
+            (start // every + 1) * every for every in (training.per_epoch, _save_every(training))
+        ]
+        yield start, min(ends)
+        start = min(ends)
 
-    log: TextIO
-    bar: tqdm.tqdm
-    batch: int
+
+def _save_every(training: Training) -> int:
+    return training.config.train.save_every
 
 
-def _open_log(path: Path, start: int) -> TextIO:
-    """Opens the log without the lines of steps that are about to be taken again."""
+def _save_if_due(training: Training, state: State, stop: signals.Stop) -> None:
+    step = int(state.step)
+    due = step % _save_every(training) == 0 or training.is_evaluated(step)
+    if (due or stop.number) and step not in training.manager.all_steps():
+        checkpoints.save(training.manager, state)
+
+
+def _open_log(path: Path, start: int, scored: bool) -> TextIO:
+    """Opens the log without the lines of steps and evaluations that are about to come again."""
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    write_whole(path, "".join(line for line in lines if _is_before(line, start)))
+    write_whole(path, "".join(line for line in lines if _is_before(line, start, scored)))
     return path.open("a")
 
 
-def _is_before(line: str, start: int) -> bool:
+def _is_before(line: str, start: int, scored: bool) -> bool:
     if not line.endswith("\n"):  # Cut off when the run was stopped.
         return False
     record = json.loads(line)
     # Validation after step n is logged as n, training in step n too.
-    return record["step"] < start + (record["split"] == "validation")
+    return record["step"] < start + (scored and record["split"] == "validation")
 
 
-def _epoch(
-    trainer: Trainer, state: State, batches: Iterator, steps: range, focal: bool, progress: Progress
+def _take(
+    training: Training,
+    state: State,
+    steps: range,
+    batches: Iterator,
+    progress: Progress,
+    stop: signals.Stop,
 ) -> State:
     """Takes the given steps, reading each step's numbers only after the next one is under way."""
+    config, trainer = training.config, training.trainer
+    epoch = steps[0] // training.per_epoch
+    focal = trainer.cascade.focal_net is not None and epoch >= config.train.focal_from_epoch
+    progress.bar.set_description(f"epoch {epoch + 1}/{config.train.epochs}")
     pending = None
     for step in steps:
+        if stop.number:
+            break
         examples = next(batches)
         state, scalars = train_step(trainer, state, examples["image"], examples["mask"], focal)
         if pending is not None:
-            _log_step(progress, *pending)
-        pending = step, scalars
+            _log_step(progress, config.train.skip_limit, *pending)
+        pending = step, scalars, examples
         progress.bar.update(progress.batch)
-    _log_step(progress, *pending)
+    if pending is not None:
+        _log_step(progress, config.train.skip_limit, *pending)
     return state
 
 
-def _log_step(progress: Progress, step: int, scalars: dict) -> None:
-    scalars = {name: float(value) for name, value in jax.device_get(scalars).items()}
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(scalars[name]):
-            raise UserError(
-                f"{name} became {scalars[name]} at step {step}; lower config.optim.learning_rate, "
-                "and run again"
-            )
-    progress.bar.set_postfix(loss=f"{scalars['loss']:.3f}", refresh=False)
-    if step % LOG_EVERY == 0:
-        _write_line(progress.log, {"step": step, "split": "train", **scalars})
+def _log_step(
+    progress: Progress, skip_limit: int, step: int, scalars: dict, examples: dict
+) -> None:
+    values = {name: value.item() for name, value in jax.device_get(scalars).items()}
+    skipped = values.pop("skipped")
+    progress.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+    if skipped:
+        report = _report(step, values, examples)
+        tqdm.tqdm.write(f"warning: {report}; it was not applied")
+        names = [name.decode() for name in examples["name"]]
+        _write_line(progress.log, {"step": step, "split": "train", "skipped": names})
+        if skipped >= skip_limit:
+            raise _NotFinite(f"{skipped} steps in a row were not applied: {report}")
+    elif step % LOG_EVERY == 0:
+        _write_line(progress.log, {"step": step, "split": "train", **values})
+
+
+def _report(step: int, values: dict, examples: dict) -> str:
+    numbers = ", ".join(f"{name} {values[name]}" for name in ("loss", "gradient_norm"))
+    batch = "; ".join(_describe(*one) for one in zip(*examples.values(), strict=True))
+    return f"step {step} has {numbers} on {batch}"
+
+
+def _describe(image: np.ndarray, mask: np.ndarray, name: bytes) -> str:
+    finite = image[np.isfinite(image)]
+    grey = f"grey {finite.min():g} to {finite.max():g}" if finite.size else "no finite pixel"
+    if finite.size < image.size:
+        grey += f", {image.size - finite.size} pixels not finite"
+    return f"{name.decode()} ({grey}, {100 * (mask > 127).mean():.1f} % vessel)"
+
+
+def _validate(training: Training, state: State, progress: Progress) -> None:
+    """Evaluates a saved state, and notes how good it is."""
+    scores = evaluate.score(
+        training.trainer.cascade, state.params, training.held_out, training.config.eval.batch
+    )
+    _log_scores(progress.log, int(state.step), scores)
+    checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
 
 
 def _log_scores(log: TextIO, step: int, scores: evaluate.Scores) -> None:
@@ -173,8 +307,14 @@ def _log_scores(log: TextIO, step: int, scores: evaluate.Scores) -> None:
 
 
 def _write_line(log: TextIO, record: dict) -> None:
-    log.write(json.dumps(record) + "\n")
-    log.flush()
+    try:
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+    except OSError as error:
+        raise UserError(
+            f"{log.name} cannot be written ({error.strerror}); free space, and the same command "
+            "goes on from the last checkpoint"
+        ) from error
 
 
 def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:

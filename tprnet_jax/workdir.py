@@ -1,8 +1,12 @@
 """What a workdir says of the run that it belongs to."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
+import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -33,11 +37,36 @@ FREE = (
     "optim.clip_norm",
     "train.epochs",
     "train.evaluate_every",
+    "train.save_every",
+    "train.skip_limit",
     "eval.",
     "predict.",
     "convert.",
     "ablate.",
 )
+
+
+@contextlib.contextmanager
+def only_run(workdir: Path) -> Iterator[None]:
+    """Keeps other runs from writing to the workdir meanwhile; the system ends it with the process.
+
+    Raises:
+        UserError: Another run writes to it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise UserError(
+                f"{workdir} is being written to by another run ({lock.read().strip()}); let it "
+                "end, or choose another --workdir"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n")
+        lock.flush()
+        yield
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

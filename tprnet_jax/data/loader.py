@@ -60,18 +60,14 @@ def train_batches(
         start: Number of the first batch.
 
     Returns:
-        Batches of "image" and "mask", `(batch, height, width, 1)` uint8.
+        Batches of "image" and "mask", `(batch, height, width, 1)` uint8, and "name", `(batch,)`.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if config.mirror:
         dataset = dataset.random_map(_mirror)
-    dataset = dataset.map(_arrays).batch(batch, drop_remainder=True, batch_fn=_stack)[start:]
+    dataset = dataset.batch(batch, drop_remainder=True, batch_fn=_stack)[start:]
     stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
     return iter(stream)
-
-
-def _arrays(example: dict) -> dict[str, np.ndarray]:
-    return {"image": example["image"], "mask": example["mask"]}
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
@@ -81,7 +77,7 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
             f"training images have different sizes, among them {' and '.join(map(str, sizes))}; "
             "set config.train.batch to 1, or bring the images to one size"
         )
-    return {key: np.stack([example[key] for example in examples]) for key in examples[0]}
+    return {key: np.stack([e[key] for e in examples]) for key in ("image", "mask", "name")}
 
 
 def _mirror(example: dict, rng: np.random.Generator) -> dict:
