@@ -282,7 +282,7 @@ def test_no_image_gets_more_patches_than_the_most(most, count):
 def test_chunks_are_filled_with_empty_slots():
     owner = np.array([0, 0, 1, 1, 2], np.int32)
     origin = np.arange(1, 11, dtype=np.int32).reshape(5, 2)
-    first, second = cascade.chunks(STUBS, owner, origin, batch=3)
+    first, second = cascade.chunks(3, owner, origin, batch=3)
     np.testing.assert_array_equal(first.owner, [0, 0, 1])
     np.testing.assert_array_equal(first.origin, [(1, 2), (3, 4), (5, 6)])
     np.testing.assert_array_equal(second.owner, [1, 2, 3])
@@ -293,7 +293,8 @@ def test_chunks_are_filled_with_empty_slots():
 @pytest.mark.parametrize(("patches", "count"), [(0, 0), (3, 1), (4, 2), (6, 2)])
 def test_chunks_are_as_many_as_needed(patches, count):
     owner, origin = np.zeros(patches, np.int32), np.zeros((patches, 2), np.int32)
-    assert len(list(cascade.chunks(STUBS, owner, origin, batch=1))) == count
+    assert len(list(cascade.chunks(3, owner, origin, batch=1))) == count
+    assert len(list(cascade.chunks(3, owner, origin, batch=1, least=5))) == max(count, 2)
 
 
 # ---- Networks ------------------------------------------------------------------------------------

@@ -73,7 +73,19 @@ def test_without_mirroring_images_pass_as_they_are():
     batch = next(loader.train_batches(_source(4), _data(), 0, 4, 0))
     assert batch["image"].dtype == np.uint8
     assert (batch["image"][:, 0, 0] == 200).all()
-    assert set(batch) == {"image", "mask"}
+    names = [f"{index}.png".encode() for index in _ids([batch])]
+    np.testing.assert_array_equal(batch["name"], names)
+
+
+def test_processes_share_each_batch():
+    whole = _take(loader.train_batches(_source(12), _data(mirror=True), 0, 4, 3), 5)
+    parts = [
+        _take(loader.train_batches(_source(12), _data(mirror=True), 0, 4, 3, (process, 2)), 5)
+        for process in (0, 1)
+    ]
+    for batch, first, second in zip(whole, *parts, strict=True):
+        for key in batch:
+            np.testing.assert_array_equal(batch[key], np.concatenate([first[key], second[key]]))
 
 
 def test_eval_batches_keep_the_order_and_end_short():

@@ -196,12 +196,20 @@ def sample_patches(
 
 
 def chunks(
-    cascade: Cascade, owner: np.ndarray, origin: np.ndarray, batch: int
+    size: int, owner: np.ndarray, origin: np.ndarray, batch: int, least: int = 0
 ) -> Iterator[Patches]:
-    """Splits patches into chunks of `cascade.chunk`; the last one is filled with empty slots."""
-    for start in range(0, len(owner), cascade.chunk):
-        some = slice(start, start + cascade.chunk)
-        missing = cascade.chunk - len(owner[some])
+    """Splits patches into chunks of `size`; what is left of the last one are empty slots.
+
+    Args:
+        size: Of a chunk.
+        owner: `(patches,)`, see `sample_patches`.
+        origin: `(patches, 2)`.
+        batch: Number of images, which marks an empty slot.
+        least: Number of patches to make chunks for if there are fewer.
+    """
+    for start in range(0, max(len(owner), least), size):
+        some = slice(start, start + size)
+        missing = size - len(owner[some])
         yield Patches(
             np.pad(owner[some], (0, missing), constant_values=batch),
             np.pad(origin[some], ((0, missing), (0, 0))),
@@ -304,7 +312,7 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
     if cascade.focal_net is not None:
         canvas = windows.empty_canvas(batch, image, channels=2)
         owner, origin = sample_patches(cascade, *jax.device_get(to_sample), image)
-        for patches in chunks(cascade, owner, origin, batch):
+        for patches in chunks(cascade.chunk, owner, origin, batch):
             canvas = _focal(cascade, params, images, canvas, patches)
     probabilities = jax.device_get(_probabilities(cascade, coarse, canvas))
     return {stage: probabilities[stage] for stage in cascade.stages}

@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from tprnet_jax import devices
 from tprnet_jax.cascade import Cascade, init
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
@@ -36,13 +37,17 @@ def open_manager(workdir: Path, to_write: bool = True) -> Manager:
     Args:
         workdir: Of the run.
         to_write: Make the folder, and clear what an interrupted save has left there; not while
-            the run may still be training.
+            the run may still be training. Of several processes, all must open it to write, and
+            each reads for itself.
     """
+    this = jax.process_index()
+    reading = ocp.options.MultiprocessingOptions(primary_host=this, active_processes={this})
     folder = _folder(workdir)
     options = ocp.CheckpointManagerOptions(
         preservation_policy=_NewestAndBest(folder),
         cleanup_tmp_directories=to_write,
         create=to_write,
+        **({} if to_write else {"multiprocessing_options": reading}),
     )
     handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "optim")}
     handlers["digests"] = ocp.JsonCheckpointHandler()
@@ -196,13 +201,14 @@ def restore_latest(manager: Manager, template: Callable[[], State]) -> State | N
 
 def _set_aside(manager: Manager, steps: Sequence[int]) -> None:
     """Renames damaged checkpoints, whose steps are about to be taken and saved again."""
-    for step in steps:
+    for step in steps if devices.is_first() else ():
         folder = Path(manager.directory) / str(step)
         target, number = folder.with_name(f"damaged_{step}"), 1
         while target.exists():
             target, number = folder.with_name(f"damaged_{step}_{number}"), number + 1
         os.rename(folder, target)
     if steps:
+        devices.wait_for_all("setting damaged checkpoints aside")
         manager.reload()
 
 

@@ -25,6 +25,14 @@ _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/<name of the configuration> unless given."
 )
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "To train with several processes: address:port of the first one, or 'auto' on a cluster that "
+    "JAX knows. All write to the same --workdir.",
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
+_PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
@@ -33,6 +41,10 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options have the form --name=value")
         logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
+        if _COORDINATOR.value:
+            from tprnet_jax import devices
+
+            devices.join(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         mode = importlib.import_module(f"tprnet_jax.{MODES[_MODE.value]}")
         logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
         mode.run(_CONFIG.value, _workdir())

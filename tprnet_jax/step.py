@@ -6,7 +6,7 @@ enters the backward call. The coordinates of window and patches are constants to
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tprnet_jax import losses, windows
+from tprnet_jax import devices, losses, windows
 from tprnet_jax.cascade import (
     Cascade,
     Coarse,
@@ -40,6 +40,7 @@ class Trainer(NamedTuple):
         schedule: Learning rate by step.
         clip_norm: Largest norm of the gradient of all branches together.
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
+        mesh: Devices that share a batch, see `devices.mesh`; None for one.
     """
 
     cascade: Cascade
@@ -47,6 +48,7 @@ class Trainer(NamedTuple):
     schedule: Callable
     clip_norm: float
     patch_gradient: bool = True
+    mesh: jax.sharding.Mesh | None = None
 
 
 class State(NamedTuple):
@@ -68,7 +70,7 @@ class State(NamedTuple):
 
 
 def initial_state(trainer: Trainer, seed: int) -> State:
-    """Fresh parameters and optimiser state."""
+    """Fresh parameters and optimiser state, on one device."""
     params = init(trainer.cascade, jax.random.key(seed))
     optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
     return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32))
@@ -82,8 +84,9 @@ def train_step(
     Args:
         trainer: Networks, optimiser and schedule.
         state: Before the step.
-        images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
-        masks: `(batch, height, width, 1)` uint8, 0 or 255.
+        images: `(batch, height, width, 1)` uint8, or float32 in [0, 1]; of several processes,
+            each gives its own rows of the batch.
+        masks: `(batch, height, width, 1)` uint8, 0 or 255, likewise.
         with_focal: Whether FocalNet takes part.
 
     Returns:
@@ -91,32 +94,37 @@ def train_step(
         "learning_rate", "skipped" (see `State`) and "patches" (their number). Where the loss or
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
-    cascade = trainer.cascade
-    images, masks = jnp.asarray(images), jnp.asarray(masks)
-    coarse, to_sample, pullback = _forward(cascade, state.params, images)
-    canvas, patch_loss, count, pullbacks = None, None, 0, []
+    images, masks = devices.shard(trainer.mesh, (images, masks))
+    coarse, to_sample, canvas, pullback = _forward(trainer, state.params, images)
+    patch_loss, count, pullbacks = np.float32(0), 0, []
     if with_focal:
-        batch, image = images.shape[0], images.shape[1:3]
-        owner, origin = sample_patches(cascade, *jax.device_get(to_sample), image)
-        canvas, patch_loss = windows.empty_canvas(batch, image, channels=2), jnp.float32(0)
-        count = len(owner)
-        for patches in chunks(cascade, owner, origin, batch):
+        patches, count = _patches(trainer, to_sample, images.shape)
+        for chunk in patches:
             (canvas, patch_loss), chunk_pullback = _focal_forward(
-                cascade, state.params, canvas, patch_loss, images, masks, patches
+                trainer, state.params, canvas, patch_loss, images, masks, chunk
             )
             pullbacks.append(chunk_pullback)
-    terms, gradients = _objective(
-        trainer, coarse, canvas, patch_loss, np.float32(max(count, 1)), masks
-    )
+    laid = (canvas, patch_loss) if with_focal else (None, None)
+    terms, gradients = _objective(trainer, coarse, *laid, np.float32(max(count, 1)), masks)
     coarse_gradient, *focal_gradient = gradients
     focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
     state, scalars = _update(trainer, state, pullback, coarse_gradient, focal, terms["loss"])
     return state, {**terms, **scalars, "patches": np.int32(count)}
 
 
+def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Iterator[Patches], int]:
+    """The host stage for this process's images: chunks for all devices, and how many patches."""
+    batch, *image, _ = shape
+    (vessel, first), (corner, _) = (devices.own_rows(array) for array in to_sample)
+    owner, origin = sample_patches(trainer.cascade, vessel, corner, tuple(image))
+    counts = devices.of_all(len(owner))
+    own = chunks(trainer.cascade.chunk // len(counts), owner + first, origin, batch, max(counts))
+    return (devices.shard(trainer.mesh, chunk) for chunk in own), sum(counts)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(cascade, params, images):
-    images = to_unit(images)
+def _forward(trainer: Trainer, params, images):
+    cascade, images = trainer.cascade, to_unit(images)
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
     def logits(params):
@@ -124,21 +132,25 @@ def _forward(cascade, params, images):
         return coarse._replace(origin=None), coarse.origin
 
     coarse, pullback, origin = jax.vjp(logits, coarse_params, has_aux=True)
-    coarse = coarse._replace(origin=origin)
-    to_sample = None if cascade.focal_net is None else sampling_mask(cascade, coarse)
-    return coarse, to_sample, pullback
+    coarse, to_sample, canvas = coarse._replace(origin=origin), None, None
+    if cascade.focal_net is not None:
+        to_sample = devices.keep_rows(trainer.mesh, sampling_mask(cascade, coarse))
+        canvas = windows.empty_canvas(len(images), images.shape[1:3], channels=2)
+        canvas = devices.keep_rows(trainer.mesh, canvas)
+    return coarse, to_sample, canvas, pullback
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _focal_forward(cascade, params, canvas, patch_loss, images, masks, patches: Patches):
-    images = to_unit(images)
+def _focal_forward(trainer, params, canvas, patch_loss, images, masks, patches: Patches):
+    cascade, images = trainer.cascade, to_unit(images)
     truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(images.shape[1:3]))
     taken = patches.owner < images.shape[0]
 
     def segment(focal_params, canvas, patch_loss):
         logits = focal_logits(cascade, {"focal": focal_params}, images, patches)
         loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
-        return lay(cascade, canvas, logits, patches), patch_loss + loss
+        canvas = devices.keep_rows(trainer.mesh, lay(cascade, canvas, logits, patches))
+        return canvas, devices.keep_everywhere(trainer.mesh, patch_loss + loss)
 
     return jax.vjp(segment, params["focal"], canvas, patch_loss)
 
@@ -203,4 +215,5 @@ def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gra
     )
     skipped = jnp.where(usable, 0, state.skipped + 1)
     scalars = {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
-    return State(state.step + 1, params, optim, skipped), scalars
+    after = State(state.step + 1, params, optim, skipped)
+    return devices.keep_everywhere(trainer.mesh, (after, scalars))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -12,7 +13,7 @@ import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, evaluate, optimiser, signals
+from tprnet_jax import checkpoints, devices, evaluate, optimiser, signals
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
 from tprnet_jax.errors import UserError
@@ -42,29 +43,42 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
     per_epoch = _steps_per_epoch(len(source), config.train.batch)
+    trainer = make_trainer(config, per_epoch)
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
-        training = Training(
-            config, workdir, make_trainer(config, per_epoch), source, held_out, per_epoch, manager
-        )
+        training = Training(config, workdir, trainer, source, held_out, per_epoch, manager)
         if not training.is_complete():
             _train_or_say_how_to_go_on(training)
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
-    return evaluate.run(config, workdir)
+    if devices.is_first():
+        evaluate.run(config, workdir)
+    devices.wait_for_all("the evaluation")
+    return json.loads((evaluate.result_folder(config, workdir) / "metrics.json").read_text())
 
 
 def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
-    """What the training steps of a configuration need."""
+    """What the training steps of a configuration need, on all devices there are.
+
+    Raises:
+        UserError: The devices cannot share a batch evenly.
+    """
     cascade = configuration.cascade(config)
-    refinement = config.train.refinement or cascade.refinement
+    mesh = devices.mesh(config.train.batch)
+    shares = 1 if mesh is None else mesh.size
+    cascade = dataclasses.replace(
+        cascade,
+        refinement=config.train.refinement or cascade.refinement,
+        chunk=-(-cascade.chunk // shares) * shares,
+    )
     return Trainer(
-        dataclasses.replace(cascade, refinement=refinement),
+        cascade,
         optimiser.direction(config.optim),
         optimiser.schedule(config.optim, config.train.epochs, steps_per_epoch),
         config.optim.clip_norm,
         config.train.patch_gradient,
+        mesh,
     )
 
 
@@ -166,16 +180,23 @@ def _train(training: Training, stop: signals.Stop) -> None:
     )
     if state is None:
         state = initial_state(trainer, config.seed)
-    write_config(config, training.workdir)
+    state = devices.replicate(trainer.mesh, state)
     start, batch = int(state.step), config.train.batch
-    if start:
-        print(f"Going on from step {start} of {training.steps}.")
-    batches = loader.train_batches(training.source, config.data, config.seed, batch, start)
+    if devices.is_first():
+        write_config(config, training.workdir)
+        if start:
+            tqdm.tqdm.write(f"Going on from step {start} of {training.steps}.")
+    part = jax.process_index(), jax.process_count()
+    batches = loader.train_batches(training.source, config.data, config.seed, batch, start, part)
     scored = checkpoints.is_scored(training.manager, start)
     with (
         _open_log(training.workdir / "metrics.jsonl", start, scored) as log,
         tqdm.tqdm(
-            total=training.steps * batch, initial=start * batch, unit="image", smoothing=0.05
+            total=training.steps * batch,
+            initial=start * batch,
+            unit="image",
+            smoothing=0.05,
+            disable=not devices.is_first(),
         ) as bar,
     ):
         progress = Progress(log, bar, batch)
@@ -215,6 +236,8 @@ def _save_if_due(training: Training, state: State, stop: signals.Stop) -> None:
 
 def _open_log(path: Path, start: int, scored: bool) -> TextIO:
     """Opens the log without the lines of steps and evaluations that are about to come again."""
+    if not devices.is_first():
+        return open(os.devnull, "w")
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
     write_whole(path, "".join(line for line in lines if _is_before(line, start, scored)))
     return path.open("a")
@@ -243,6 +266,8 @@ def _take(
     progress.bar.set_description(f"epoch {epoch + 1}/{config.train.epochs}")
     pending = None
     for step in steps:
+        # Of several processes all stop at the same step.
+        stop.number = max(devices.of_all(stop.number or 0)) or None
         if stop.number:
             break
         examples = next(batches)
@@ -264,7 +289,7 @@ def _log_step(
     progress.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
     if skipped:
         report = _report(step, values, examples)
-        tqdm.tqdm.write(f"warning: {report}; it was not applied")
+        _say(f"warning: {report}; it was not applied")
         names = [name.decode() for name in examples["name"]]
         _write_line(progress.log, {"step": step, "split": "train", "skipped": names})
         if skipped >= skip_limit:
@@ -289,11 +314,14 @@ def _describe(image: np.ndarray, mask: np.ndarray, name: bytes) -> str:
 
 def _validate(training: Training, state: State, progress: Progress) -> None:
     """Evaluates a saved state, and notes how good it is."""
+    params = state.params if training.trainer.mesh is None else devices.one_copy(state.params)
     scores = evaluate.score(
-        training.trainer.cascade, state.params, training.held_out, training.config.eval.batch
+        training.trainer.cascade, params, training.held_out, training.config.eval.batch
     )
     _log_scores(progress.log, int(state.step), scores)
-    checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
+    if devices.is_first():
+        checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
+    devices.wait_for_all("the score")
 
 
 def _log_scores(log: TextIO, step: int, scores: evaluate.Scores) -> None:
@@ -303,7 +331,12 @@ def _log_scores(log: TextIO, step: int, scores: evaluate.Scores) -> None:
     }
     _write_line(log, {"step": step, "split": "validation", **values})
     dice = "  ".join(f"{stage} {result[stage]['dice']:.4f}" for stage in scores.rows)
-    tqdm.tqdm.write(f"step {step}: validation Dice  {dice}")
+    _say(f"step {step}: validation Dice  {dice}")
+
+
+def _say(text: str) -> None:
+    if devices.is_first():
+        tqdm.tqdm.write(text)
 
 
 def _write_line(log: TextIO, record: dict) -> None:

@@ -14,6 +14,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import tprnet_jax
+from tprnet_jax import devices
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 
@@ -54,6 +55,9 @@ def only_run(workdir: Path) -> Iterator[None]:
         UserError: Another run writes to it.
     """
     workdir.mkdir(parents=True, exist_ok=True)
+    if not devices.is_first():  # The first process of a run speaks for all.
+        yield
+        return
     with (workdir / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -45,7 +45,7 @@ def examples(builder, split: str):
 
 
 def train_batches(
-    source, config: ConfigDict, seed: int, batch: int, start: int
+    source, config: ConfigDict, seed: int, batch: int, start: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, each epoch in a new order.
 
@@ -56,18 +56,25 @@ def train_batches(
         source: Examples by index.
         config: `config.data`.
         seed: Seed of order and augmentation.
-        batch: Examples to a batch.
+        batch: Examples to a batch, of all processes together.
         start: Number of the first batch.
+        part: This process and the number of processes; each reads its own rows of the batch.
 
     Returns:
-        Batches of "image" and "mask", `(batch, height, width, 1)` uint8, and "name", `(batch,)`.
+        Batches of "image" and "mask", `(rows, height, width, 1)` uint8, and "name", `(rows,)`.
     """
     dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
     if config.mirror:
         dataset = dataset.random_map(_mirror)
-    dataset = dataset.batch(batch, drop_remainder=True, batch_fn=_stack)[start:]
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16))
-    return iter(stream)
+    process, processes = part
+    rows = batch // processes
+
+    def read(number: int) -> dict[str, np.ndarray]:
+        first = number * batch + process * rows
+        return _stack([dataset[position] for position in range(first, first + rows)])
+
+    numbers = grain.MapDataset.range(start, 2**31).map(read)
+    return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
 
 
 def _stack(examples: list[dict]) -> dict[str, np.ndarray]:

@@ -1,0 +1,131 @@
+"""One training on one device, on eight, and on two processes of four."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tprnet_jax import checkpoints, devices
+from tprnet_jax import config as configuration
+from tprnet_jax.errors import UserError
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+from tprnet_jax import config as configuration, devices, train
+devices.join(sys.argv[3], 2, int(sys.argv[4]))
+config = configuration.default()
+config.update(json.loads(sys.argv[1]))
+train.LOG_EVERY = 1
+train.run(config, Path(sys.argv[2]))
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """20 steps of 8 images."""
+    config = configuration.default()
+    config.data.name, config.data.dir = "phantom", str(tmp_path_factory.mktemp("data"))
+    config.data.phantom.size, config.data.phantom.train = 64, 16
+    config.data.phantom.validation, config.data.mirror = 2, True
+    config.model.global_channels = config.model.local_channels = (2, 4)
+    config.model.focal_channels = (2, 4)
+    config.model.window, config.model.patch, config.model.chunk = 48, 16, 12
+    config.train.batch, config.train.epochs, config.train.evaluate_every = 8, 10, 10
+    config.train.focal_from_epoch, config.eval.figures = 0, 0
+    config.optim.momentum = 0.9
+    return config
+
+
+def _start(config, workdir, count, coordinator="", process=0):
+    flags = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    command = [sys.executable, "-c", TRAIN, config.to_json(), str(workdir), coordinator]
+    return subprocess.Popen(
+        [*command, str(process)],
+        env=flags,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _train(workdir, *processes):
+    outputs = [process.communicate()[0] for process in processes]
+    assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return workdir, [line for line in lines if line["split"] == "train"]
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone")
+    return _train(workdir, _start(config, workdir, 1))
+
+
+@pytest.fixture(scope="module")
+def eight(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("eight")
+    return _train(workdir, _start(config, workdir, 8))
+
+
+@pytest.fixture(scope="module")
+def two_of_four(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("two_of_four")
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        coordinator = f"localhost:{free.getsockname()[1]}"
+    return _train(workdir, *(_start(config, workdir, 4, coordinator, n) for n in (0, 1)))
+
+
+@pytest.mark.parametrize("shared", ["eight", "two_of_four"])
+def test_the_losses_are_those_of_one_device(alone, shared, request):
+    expected, found = alone[1], request.getfixturevalue(shared)[1]
+    assert len(expected) == len(found) == 20
+    assert len({line["patches"] for line in expected}) > 5
+    for one, many in zip(expected, found, strict=True):
+        assert many["patches"] == one["patches"]
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+
+
+def test_a_checkpoint_of_eight_devices_opens_on_one(config, alone, eight):
+    assert jax.device_count() == 1
+    cascade = configuration.cascade(config)
+    (expected, _), (found, step) = (
+        checkpoints.restore_params(workdir, "latest", cascade) for workdir, _ in (alone, eight)
+    )
+    assert step == 20
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def test_a_batch_that_devices_cannot_share_is_named(config, tmp_path):
+    smaller = config.copy_and_resolve_references()
+    smaller.train.batch = 4
+    process = _start(smaller, tmp_path / "run", 8)
+    assert (
+        "config.train.batch is 4, but there are 8 devices to share it; make it a multiple of 8"
+        in (process.communicate()[0])
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_one_device_needs_no_mesh():
+    assert devices.mesh(3) is None
+    rows = np.arange(6).reshape(3, 2)
+    array = devices.shard(None, rows)
+    own, first = devices.own_rows(array)
+    np.testing.assert_array_equal(own, rows)
+    assert first == 0
+
+
+def test_an_uneven_batch_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(UserError, match=r"config\.train\.batch is 6, but there are 4 devices"):
+        devices.mesh(6)

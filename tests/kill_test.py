@@ -1,0 +1,156 @@
+"""A real training process, killed and started again, against one that nobody disturbed."""
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from tprnet_jax import checkpoints
+from tprnet_jax import config as configuration
+
+ROOT = Path(__file__).parents[1]
+STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """40 steps with a checkpoint every third one and two evaluations."""
+    config = configuration.default()
+    config.data.name, config.data.dir = "phantom", str(tmp_path_factory.mktemp("data"))
+    config.data.phantom.size, config.data.phantom.train = 64, 8
+    config.data.phantom.validation, config.data.mirror = 2, True
+    config.model.global_channels = config.model.local_channels = (2, 4)
+    config.model.focal_channels = (2, 4)
+    config.model.window, config.model.patch, config.model.chunk = 48, 16, 4
+    config.train.batch, config.train.epochs = 2, 10
+    config.train.evaluate_every, config.train.save_every = 5, 3
+    config.eval.figures = 0
+    return config
+
+
+class Run:
+    """Starts of one training."""
+
+    def __init__(self, config, workdir):
+        self.config, self.workdir = config, workdir
+
+    def start(self):
+        """A process that trains."""
+        script = self.workdir.with_suffix(".py")
+        script.write_text(
+            "import json, sys\nfrom ml_collections import ConfigDict\n"
+            "def get_config():\n"
+            "    from tprnet_jax.config import default\n"
+            "    config = default()\n"
+            f"    config.update(json.loads({self.config.to_json()!r}))\n"
+            "    return config\n"
+        )
+        command = [sys.executable, "-m", "tprnet_jax.main", f"--config={script}"]
+        return subprocess.Popen(
+            [*command, f"--workdir={self.workdir}"],
+            cwd=ROOT,
+            env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def finish(self):
+        """Trains to the end."""
+        process = self.start()
+        output = process.communicate()[0]
+        assert process.returncode == 0, output
+        return output
+
+    def stop(self, number, when):
+        """Trains until `when(self)`, then sends a signal; what was printed, and the status."""
+        process = self.start()
+        while not when(self):
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.0005)
+        process.send_signal(number)
+        return process.communicate()[0], process.returncode
+
+    def names(self):
+        folder = self.workdir / "checkpoints"
+        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+    def steps(self):
+        """Steps of the checkpoints that are complete."""
+        return [int(name) for name in self.names() if name.isdigit()]
+
+    def is_saving(self):
+        return any("tmp" in name for name in self.names())
+
+    def result(self):
+        """All that a run leaves of itself: parameters, log and scores."""
+        cascade = configuration.cascade(self.config)
+        params, step = checkpoints.restore_params(self.workdir, "latest", cascade)
+        assert step == STEPS
+        log = (self.workdir / "metrics.jsonl").read_text()
+        scores = json.loads((self.workdir / "checkpoints" / "scores.json").read_text())
+        return jax.tree.map(np.asarray, params), log, scores
+
+
+@pytest.fixture(scope="module")
+def undisturbed(settings, tmp_path_factory):
+    run = Run(settings, tmp_path_factory.mktemp("undisturbed") / "run")
+    run.finish()
+    return run.result()
+
+
+def _assert_same(found, expected):
+    jax.tree.map(np.testing.assert_array_equal, found[0], expected[0])
+    assert found[1:] == expected[1:]
+
+
+@pytest.fixture
+def moments():
+    """Two random steps, well apart, and one more for a kill while a checkpoint is written."""
+    seed = random.randrange(10**6)
+    print(f"random moments of seed {seed}")
+    rng = random.Random(seed)
+    return rng.randint(3, 12), rng.randint(15, 20), rng.randint(23, 34)
+
+
+def test_killed_at_three_moments_it_ends_bit_for_bit_alike(
+    settings, undisturbed, tmp_path, moments
+):
+    run = Run(settings, tmp_path / "run")
+    for moment in moments[:2]:
+        run.stop(signal.SIGKILL, lambda run, m=moment: max(run.steps(), default=0) >= m)
+    torn = False
+    while not torn and max(run.steps()) < STEPS:
+        run.stop(
+            signal.SIGKILL,
+            lambda run: max(run.steps()) >= moments[2] and run.is_saving(),
+        )
+        torn = run.is_saving()
+    assert torn, "no save was caught in the middle"
+    assert "Going on from step" in run.finish()
+    _assert_same(run.result(), undisturbed)
+    assert not run.is_saving()
+
+
+def test_terminated_at_three_moments_it_ends_bit_for_bit_alike(
+    settings, undisturbed, tmp_path, moments
+):
+    run = Run(settings, tmp_path / "run")
+    for moment in moments:
+        output, status = run.stop(
+            signal.SIGTERM, lambda run, m=moment: max(run.steps(), default=0) >= m
+        )
+        assert status == 128 + signal.SIGTERM
+        step = int(re.search(r"error: interrupted; .* goes on from step (\d+)$", output.strip())[1])
+        assert step == max(run.steps()) >= moment
+    run.finish()
+    _assert_same(run.result(), undisturbed)
