@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -28,6 +30,7 @@ def _save(workdir, trainer, dices):
     with checkpoints.open_manager(workdir) as manager:
         for step, dice in dices.items():
             checkpoints.save(manager, _state(step, trainer))
+            checkpoints.finish(manager)
             checkpoints.write_score(manager, step, dice)
 
 
@@ -107,3 +110,132 @@ def test_a_checkpoint_opens_on_another_device(tmp_path):
     trainer = _trainer()
     params, _ = checkpoints.restore_params(tmp_path, "best", trainer.cascade)
     jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).params)
+
+
+# ---- Damage --------------------------------------------------------------------------------------
+
+# Tasks that Orbax leaves behind when reading fails are no news.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def _files(workdir, step):
+    folder = workdir / "checkpoints" / str(step)
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _truncate(path):
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def _restore(workdir, trainer):
+    with checkpoints.open_manager(workdir) as manager:
+        return checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0))
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A workdir with checkpoints 1 (the best) and 2, not to be changed."""
+    workdir = tmp_path_factory.mktemp("saved")
+    _save(workdir, _trainer(), {1: 0.5, 2: 0.4})
+    return workdir
+
+
+def test_a_truncated_file_sends_back_to_the_checkpoint_before(saved, tmp_path, caplog):
+    trainer = _trainer()
+    damaging = 0
+    for number, name in enumerate(path.relative_to(saved) for path in _files(saved, 2)):
+        workdir = tmp_path / str(number)
+        shutil.copytree(saved, workdir)
+        _truncate(workdir / name)
+        caplog.clear()
+        restored = _restore(workdir, trainer)
+        jax.tree.map(np.testing.assert_array_equal, restored, _state(int(restored.step), trainer))
+        if restored.step == 2:  # Nothing that was needed is missing.
+            continue
+        damaging += 1
+        assert f"the checkpoint {workdir}/checkpoints/2 is damaged (" in caplog.text
+        assert "going back to the one before" in caplog.text
+        # Set aside, with all that is left of it, so that step 2 can be saved again.
+        assert len(_files(workdir, "damaged_2")) == len(_files(saved, 2))
+        _save(workdir, trainer, {2: 0.4})
+    assert damaging >= 6
+
+
+def test_changed_values_are_found(saved, tmp_path, monkeypatch):
+    """Whatever Orbax itself may miss: other values than were saved are no checkpoint."""
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    digests = workdir / "checkpoints" / "2" / "digests" / "metadata"
+    stored = json.loads(digests.read_text())
+    stored["params"]["global/head/bias"] += 1
+    digests.write_text(json.dumps(stored))
+    assert _restore(workdir, _trainer()).step == 1
+
+
+def test_reading_uses_the_one_before_and_renames_nothing(saved, tmp_path, caplog):
+    workdir, trainer = tmp_path / "run", _trainer()
+    shutil.copytree(saved, workdir)
+    for path in _files(workdir, 2):
+        _truncate(path)
+    params, step = checkpoints.restore_params(workdir, "latest", trainer.cascade)
+    assert step == 1
+    jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).params)
+    assert "using the one before" in caplog.text
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_a_damaged_best_checkpoint_is_not_replaced_silently(saved, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(saved, workdir)
+    for path in _files(workdir, 1):
+        _truncate(path)
+    with pytest.raises(
+        UserError, match=r"checkpoints/1 is damaged .*; --config.eval.checkpoint=latest"
+    ):
+        checkpoints.restore_params(workdir, "best", _trainer().cascade)
+
+
+def test_if_none_is_whole_nothing_is_changed(saved, tmp_path):
+    workdir, trainer = tmp_path / "run", _trainer()
+    shutil.copytree(saved, workdir)
+    for step in (1, 2):
+        for path in _files(workdir, step):
+            _truncate(path)
+    before = sorted(workdir.rglob("*"))
+    message = r"every checkpoint in .* is damaged \(steps 1, 2\), and nothing was changed"
+    with pytest.raises(UserError, match=message):
+        _restore(workdir, trainer)
+    with pytest.raises(UserError, match=message):
+        checkpoints.restore_params(workdir, "latest", trainer.cascade)
+    assert sorted(workdir.rglob("*")) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint_whole(small_disk):
+    trainer = _trainer()
+    _save(small_disk, trainer, {1: 0.5})
+    filling = small_disk / "filling"
+    filling.write_bytes(bytes(shutil.disk_usage(small_disk).free))
+    with pytest.raises(UserError) as error:
+        _save(small_disk, trainer, {2: 0.4})
+    message = str(error.value)
+    assert message.startswith(f"a checkpoint cannot be written to {small_disk}/checkpoints (")
+    assert message.endswith("and the same command goes on from step 1, which is whole")
+    assert "\n" not in message
+    filling.unlink()
+    restored = _restore(small_disk, trainer)
+    jax.tree.map(np.testing.assert_array_equal, restored, _state(1, trainer))
+    _save(small_disk, trainer, {2: 0.4})
+    assert _restore(small_disk, trainer).step == 2

@@ -5,10 +5,12 @@ training state; and "digests", checksums by which damage is found. How well a ch
 written beside them, in `scores.json`, once it has been evaluated.
 """
 
+import contextlib
 import json
+import logging as stdlib_logging
 import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -27,11 +29,21 @@ Manager = ocp.CheckpointManager
 KEEP = 2  # Newest checkpoints kept, so that one is left if the other is damaged.
 
 
+def _is_news(record: stdlib_logging.LogRecord) -> bool:
+    """Not so of what Orbax logs beside the errors it raises, tracebacks among it."""
+    return "orbax" not in record.pathname and "never retrieved" not in record.getMessage()
+
+
+logging.get_absl_logger().addFilter(_is_news)
+stdlib_logging.getLogger("asyncio").addFilter(_is_news)
+
+
 class _Damaged(Exception):
     """A checkpoint cannot be read, or holds other values than were saved."""
 
 
-def open_manager(workdir: Path, to_write: bool = True) -> Manager:
+@contextlib.contextmanager
+def open_manager(workdir: Path, to_write: bool = True) -> Iterator[Manager]:
     """Opens `workdir/checkpoints`, which keeps the newest checkpoints and the one best by Dice.
 
     Args:
@@ -51,7 +63,13 @@ def open_manager(workdir: Path, to_write: bool = True) -> Manager:
     )
     handlers = {item: ocp.StandardCheckpointHandler() for item in ("params", "optim")}
     handlers["digests"] = ocp.JsonCheckpointHandler()
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    manager = ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
+    try:
+        yield manager
+        finish(manager)
+    finally:
+        with contextlib.suppress(*_WRITING_FAILS):  # Said by `finish`, and raised here again.
+            manager.close()
 
 
 class _NewestAndBest(preservation_policy.PreservationPolicy):

@@ -1,0 +1,45 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tprnet_jax import train
+from tprnet_jax.errors import UserError
+from tprnet_jax.workdir import only_run
+
+HOLD = """
+import sys
+from pathlib import Path
+from tprnet_jax.workdir import only_run
+with only_run(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def _files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_is_refused_until_the_first_has_gone(trained, tmp_path):
+    """Killed, a run leaves its lock file behind, but not the lock."""
+    config, workdir = trained[0], tmp_path / "run"
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(workdir)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert first.stdout.readline() == "held\n"
+    before = _files(workdir)
+    with pytest.raises(UserError) as error:
+        train.run(config, workdir)
+    assert str(error.value).startswith(
+        f"{workdir} is being written to by another run (process {first.pid} on "
+    )
+    assert _files(workdir) == before
+    first.kill()
+    first.communicate()
+    with only_run(workdir):
+        assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
