@@ -307,6 +307,28 @@ def test_to_unit():
     np.testing.assert_array_equal(cascade.to_unit(jnp.array([0.0, 0.3])), jnp.array([0.0, 0.3]))
 
 
+def test_network_input(tiny, tiny_images):
+    np.testing.assert_array_equal(
+        cascade.network_input(tiny, jnp.asarray(tiny_images)), cascade.to_unit(tiny_images)
+    )
+    standard = dataclasses.replace(tiny, standardise=True)
+    found = cascade.network_input(standard, jnp.asarray(tiny_images))
+    unit = tiny_images / 255.0
+    mean, deviation = (f(unit, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    np.testing.assert_allclose(found, (unit - mean) / deviation, atol=1e-5)
+    flat = cascade.network_input(standard, jnp.full((1, 4, 4, 1), 0.3))
+    np.testing.assert_allclose(flat, np.zeros((1, 4, 4, 1)), atol=0.1)
+
+
+def test_a_standardised_cascade_ignores_brightness_and_contrast(tiny, tiny_params, tiny_images):
+    standard = dataclasses.replace(tiny, standardise=True)
+    unit = (tiny_images / 255).astype(np.float32)
+    expected, found = (
+        cascade.predict(standard, tiny_params, images)["final"] for images in (unit, 0.2 + unit / 2)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
 @pytest.mark.parametrize("size", [(25, 22), (7, 19)], ids=["odd", "smaller than the patch"])
 def test_a_batch_is_predicted_as_its_images_are(tiny, tiny_params, size):
     """Sums in another order may change the last digits of a logit, and nothing else."""

@@ -54,6 +54,7 @@ class Cascade:
             whole "image" (released code).
         centreline: How it is thinned, see `topology.centreline`.
         first_point: Where sampling starts, see `topology.farthest_points`.
+        standardise: Whether the networks see each image with mean 0 and standard deviation 1.
     """
 
     global_net: UNet
@@ -69,6 +70,7 @@ class Cascade:
     centreline_region: str = "window"
     centreline: str = "skeletonize"
     first_point: str = "centroid"
+    standardise: bool = False
 
     @property
     def networks(self) -> dict[str, UNet]:
@@ -124,13 +126,22 @@ def to_unit(images: jax.Array) -> jax.Array:
     return images / jnp.float32(255) if images.dtype == jnp.uint8 else images
 
 
+def network_input(cascade: Cascade, images: jax.Array) -> jax.Array:
+    """Images as the networks see them, `(batch, height, width, 1)` float32; see `to_unit`."""
+    images = to_unit(images)
+    if not cascade.standardise:
+        return images
+    mean, deviation = (f(images, axis=(1, 2, 3), keepdims=True) for f in (jnp.mean, jnp.std))
+    return (images - mean) / jnp.maximum(deviation, 1e-6)
+
+
 def coarse_logits(cascade: Cascade, params: dict, images: jax.Array) -> Coarse:
     """GlobalNet, the window around what it found, and LocalNet in that window (Eqs. 1-3).
 
     Args:
         cascade: The networks.
         params: Parameters by branch.
-        images: `(batch, height, width, 1)` float32 in [0, 1].
+        images: `(batch, height, width, 1)` float32, see `network_input`.
 
     Returns:
         Logits of both branches and the window's origin.
@@ -278,13 +289,13 @@ def _with_patches(cascade: Cascade, coarse: Coarse, canvas: jax.Array) -> jax.Ar
 
 @functools.partial(jax.jit, static_argnums=0)
 def _coarse(cascade, params, images):
-    coarse = coarse_logits(cascade, params, to_unit(images))
+    coarse = coarse_logits(cascade, params, network_input(cascade, images))
     return coarse, None if cascade.focal_net is None else sampling_mask(cascade, coarse)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _focal(cascade, params, images, canvas, patches):
-    logits = focal_logits(cascade, params, to_unit(images), patches)
+    logits = focal_logits(cascade, params, network_input(cascade, images), patches)
     return lay(cascade, canvas, logits, patches)
 
 

@@ -83,6 +83,7 @@ def default() -> ConfigDict:
     model.centreline_region = "window"  # Or "image" (released code).
     model.first_point = "centroid"  # Farthest from it; or "random", with seed 1 (released code).
     model.refinement = "topology_first"  # Or "location_first", "sequential", "canvas_mean".
+    model.standardise = False  # Each image to mean 0 and standard deviation 1.
     model.dtype = "float32"  # Of the networks' computation; or "bfloat16".
 
     config.optim = optim = ConfigDict()
@@ -193,4 +194,5 @@ def cascade(config: ConfigDict) -> Cascade:
         centreline_region=model.centreline_region,
         centreline=model.centreline,
         first_point=model.first_point,
+        standardise=model.standardise,
     )

@@ -23,6 +23,7 @@ from tprnet_jax.cascade import (
     focal_logits,
     init,
     lay,
+    network_input,
     refine,
     sample_patches,
     sampling_mask,
@@ -124,7 +125,7 @@ def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Itera
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(trainer: Trainer, params, images):
-    cascade, images = trainer.cascade, to_unit(images)
+    cascade, images = trainer.cascade, network_input(trainer.cascade, images)
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
     def logits(params):
@@ -142,7 +143,7 @@ def _forward(trainer: Trainer, params, images):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _focal_forward(trainer, params, canvas, patch_loss, images, masks, patches: Patches):
-    cascade, images = trainer.cascade, to_unit(images)
+    cascade, images = trainer.cascade, network_input(trainer.cascade, images)
     truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(images.shape[1:3]))
     taken = patches.owner < images.shape[0]
 
