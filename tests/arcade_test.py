@@ -271,6 +271,18 @@ MISTAKES = {
         [f"val/{JSON} is not readable as JSON", "line 1"],
     ),
     "binary JSON": (overwrite(JSON, b"\xff\xfe\x00"), [f"val/{JSON} is not readable as JSON"]),
+    "nested JSON": (
+        overwrite(JSON, b"[" * 10**6),
+        [f"val/{JSON} is not readable as JSON", "restore the file"],
+    ),
+    "name with a null": (
+        edit(lambda d: d[IMAGES][0].update(file_name="1\0.png")),
+        [f"val/{JSON}: image id 7 has the file_name '1\\x00.png'", "bare name"],
+    ),
+    "coordinate beyond numbers": (
+        polygon([10**400, 1, 2, 2, 3, 3]),
+        ["annotation 71 of 1.png (id 7)", "a coordinate of which is too large"],
+    ),
     "a list": (overwrite(JSON, b"[1]"), [f"val/{JSON}: [1] has no valid field 'images'"]),
     "no images key": (edit(lambda d: d.pop(IMAGES)), [f"val/{JSON}", "no valid field 'images'"]),
     "no annotations key": (

@@ -61,6 +61,33 @@ def test_transparency_is_dropped(tmp_path):
     np.testing.assert_array_equal(grey, np.full((2, 2), 0.4, np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_stored_pixels_keep_their_type_and_values(tmp_path, dtype):
+    stored = np.array([[0, 1], [2, 200]], dtype)
+    found = images.read_stored(write(tmp_path / "a.tif", stored))
+    assert found.dtype == dtype
+    np.testing.assert_array_equal(found, stored)
+
+
+def test_pages_are_counted(tmp_path):
+    page = np.zeros((4, 5), np.uint8)
+    assert cv2.imwritemulti(str(tmp_path / "a.tif"), [page] * 3)
+    assert images.count_pages(tmp_path / "a.tif") == 3
+    assert images.count_pages(write(tmp_path / "a.png", page)) == 1
+    (tmp_path / "b.tif").write_text("no image")
+    assert images.count_pages(tmp_path / "b.tif") == 0
+
+
+def test_colour_is_a_difference_between_channels():
+    grey = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    colour = np.dstack([grey] * 3)
+    assert not images.is_colour(grey)
+    assert not images.is_colour(colour)
+    assert not images.is_colour(np.dstack([grey] * 3 + [grey * 0]))  # Transparency is none.
+    colour[0, 0, 1] += 1
+    assert images.is_colour(colour)
+
+
 def test_path_with_spaces_and_accents(tmp_path):
     image = np.full((2, 3), 255, np.uint8)
     path = tmp_path / "angiographie nº 1 é 血管.png"

@@ -16,7 +16,7 @@ from tprnet_jax.models.unet import UNet
 from tprnet_jax.topology import CENTRELINES, FIRST_POINTS
 
 CHOICES = {
-    "data.name": ("arcade", "phantom"),
+    "data.name": ("arcade", "phantom", "folder"),
     "model.window_column": WINDOW_COLUMNS,
     "model.centreline": CENTRELINES,
     "model.centreline_region": CENTRELINE_REGIONS,
@@ -31,6 +31,9 @@ CHOICES = {
 }
 BOUNDS = {
     "seed": (0, 2**31 - 1),
+    "data.folder.folds": (2, math.inf),
+    "data.folder.fold": (0, math.inf),
+    "data.folder.seed": (0, 2**31 - 1),
     "model.window": (1, math.inf),
     "model.patch": (1, math.inf),
     "model.pixels_per_patch": (1, math.inf),
@@ -58,8 +61,8 @@ def default() -> ConfigDict:
     config.seed = 0  # Of parameters, order of samples and mirroring.
 
     config.data = data = ConfigDict()
-    data.name = "arcade"  # "arcade" or "phantom".
-    data.source = ""  # arcade: folder that contains syntax/; empty downloads the archive.
+    data.name = "arcade"  # "arcade", "phantom" or "folder".
+    data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
     data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
     data.mirror = False  # Mirror images and masks at random along both axes.
     data.phantom = ConfigDict()
@@ -67,6 +70,11 @@ def default() -> ConfigDict:
     data.phantom.train = 200  # Number of training phantoms.
     data.phantom.validation = 40  # Number of validation phantoms.
     data.phantom.seed = 0  # Of all that is drawn.
+    data.folder = ConfigDict()
+    data.folder.splits = ""  # JSON file of the names of each split; empty means folds.
+    data.folder.folds = 5  # Parts that a permutation of the images is cut into.
+    data.folder.fold = 0  # The part to validate on; the others train.
+    data.folder.seed = 0  # Of the permutation.
 
     config.model = model = ConfigDict()
     model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
@@ -135,11 +143,15 @@ def _check(config: ConfigDict) -> None:
         value = _value(config, field)
         if value not in choices:
             raise UserError(f"config.{field} is {value!r}; choose one of {', '.join(choices)}")
-    if config.data.source and config.data.name != "arcade":
+    if config.data.name == "folder" and not config.data.source:
+        raise UserError(
+            "config.data.source is empty; give the folder that contains images/ and masks/"
+        )
+    if config.data.source and config.data.name == "phantom":
         raise UserError(
             f"config.data.source is {config.data.source!r}, but config.data.name is "
-            f"{config.data.name!r}, which has none; set config.data.name to 'arcade' or leave the "
-            "source out"
+            f"{config.data.name!r}, which has none; set config.data.name to 'arcade' or "
+            "'folder', or leave the source out"
         )
     _check_branches(config.model)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:

@@ -175,7 +175,9 @@ def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: P
         for some in loader.eval_batches(examples, config.batch)
     )
     for rank, (index, example, masks) in enumerate(zip(chosen, examples, all_masks, strict=True)):
-        image = example["image"][..., 0].astype(np.float32) / 255
+        image = example["image"][..., 0]
+        if image.dtype == np.uint8:
+            image = image.astype(np.float32) / 255
         named = {STAGES[stage]: mask for stage, mask in masks.items()}
         picture = figures.panel(image, example["mask"][..., 0] > 127, named, scores.names[index])
         stem = Path(scores.names[index]).stem

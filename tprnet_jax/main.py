@@ -16,6 +16,7 @@ MODES = {
     "predict": "predict",
     "ablate": "ablate",
     "convert": "convert",
+    "check": "check",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

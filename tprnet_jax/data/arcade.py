@@ -265,7 +265,7 @@ def _read_split(folder: Path) -> list[Sample]:
 def _load_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not readable as JSON ({error}); restore the file") from error
 
 
@@ -292,7 +292,7 @@ def _read_images(records: list, path: Path, folder: Path) -> dict[int | str, Sam
                     f"{path}: {what} {value} occurs twice (second time: id {image_id}, file_name "
                     f"{name}); remove or rename one of the two"
                 )
-        if Path(name).name != name:
+        if Path(name).name != name or not name.isprintable():
             raise UserError(
                 f"{path}: image id {image_id} has the file_name {name!r}; give the bare name of a "
                 "file in the folder images/"
@@ -323,7 +323,13 @@ def _read_polygon(part: Any, sample: Sample, where: str) -> np.ndarray:
         raise UserError(
             f"{where} has a polygon of {len(part)} coordinates; give x and y of at least 3 points"
         )
-    polygon = np.array(part, np.float64).reshape(-1, 2)
+    try:
+        polygon = np.array(part, np.float64).reshape(-1, 2)
+    except OverflowError as error:
+        raise UserError(
+            f"{where} has the polygon {reprlib.repr(part)}, a coordinate of which is too large for "
+            "any image; correct it"
+        ) from error
     limit = (sample.width, sample.height)
     inside = np.all((polygon >= 0) & (polygon <= limit), axis=1)
     if not inside.all():

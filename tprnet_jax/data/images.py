@@ -31,9 +31,61 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, is no image, or holds values that are not finite.
     """
-    image = _decode(path)
-    grey = _to_grey(image)
-    return (grey / 255).astype(np.float32) if image.dtype == np.uint8 else _stretch(grey, path)
+    return to_unit_grey(read_stored(path), path)
+
+
+def read_stored(path: str | os.PathLike) -> np.ndarray:
+    """Reads the pixels of a file as they are stored, of several pages those of the first.
+
+    Returns:
+        (height, width), or BGR(A) (height, width, channels), of the file's own type.
+
+    Raises:
+        UserError: The file cannot be read, or is no image.
+    """
+    try:
+        # OpenCV's own imread fails on paths that are not in the system's code page.
+        encoded = np.fromfile(path, np.uint8)
+        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
+    except OSError as error:
+        raise UserError(
+            f"cannot read {path} ({error.strerror}); give an image file that may be read"
+        ) from error
+    except cv2.error:
+        image = None
+    if image is None:
+        raise UserError(
+            f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
+            "or BMP file"
+        )
+    return image
+
+
+def count_pages(path: str | os.PathLike) -> int:
+    """Number of pages of a TIFF, or of frames of an animated PNG; 0 if the file is no image."""
+    return cv2.imcount(os.fspath(path), cv2.IMREAD_UNCHANGED)
+
+
+def to_unit_grey(stored: np.ndarray, path: str | os.PathLike) -> np.ndarray:
+    """Makes stored pixels what `read_grey` returns.
+
+    Args:
+        stored: (height, width) or BGR(A) (height, width, channels).
+        path: Where they are from, for what is said of them.
+
+    Raises:
+        UserError: There are values that are not finite.
+    """
+    grey = _to_grey(stored)
+    return (grey / 255).astype(np.float32) if stored.dtype == np.uint8 else _stretch(grey, path)
+
+
+def is_colour(stored: np.ndarray) -> bool:
+    """Whether BGR(A) (height, width, channels) holds more than one grey channel thrice."""
+    if stored.ndim == 2:
+        return False
+    blue, green, red = stored[..., 0], stored[..., 1], stored[..., 2]
+    return not (np.array_equal(blue, green) and np.array_equal(green, red))
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
@@ -60,32 +112,13 @@ def encode_png(image: np.ndarray) -> bytes:
     return cv2.imencode(".png", image if image.ndim == 2 else image[..., ::-1])[1].tobytes()
 
 
-def _decode(path: str | os.PathLike) -> np.ndarray:
-    """Returns the file's pixels as stored, (height, width) or BGR(A) (height, width, channels)."""
-    try:
-        # OpenCV's own imread fails on paths that are not in the system's code page.
-        encoded = np.fromfile(path, np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED) if encoded.size else None
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); give an image file") from error
-    except cv2.error:
-        image = None
-    if image is None:
-        raise UserError(
-            f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
-            "or BMP file"
-        )
-    return image
-
-
 def _to_grey(image: np.ndarray) -> np.ndarray:
     """Maps (height, width) or BGR(A) (height, width, channels) to (height, width)."""
     if image.ndim == 2:
         return image
-    blue, green, red = image[..., 0], image[..., 1], image[..., 2]
-    if np.array_equal(blue, green) and np.array_equal(green, red):
-        return blue
-    return 0.114 * blue + 0.587 * green + 0.299 * red
+    if not is_colour(image):
+        return image[..., 0]
+    return 0.114 * image[..., 0] + 0.587 * image[..., 1] + 0.299 * image[..., 2]
 
 
 def _stretch(grey: np.ndarray, path: str | os.PathLike) -> np.ndarray:

@@ -7,7 +7,7 @@ import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from tprnet_jax.data import arcade, phantom
+from tprnet_jax.data import arcade, folder, phantom
 from tprnet_jax.errors import UserError
 
 
@@ -27,6 +27,8 @@ def prepare(config: ConfigDict):
     data_dir = os.path.expanduser(config.dir) or None
     if config.name == "arcade":
         return arcade.prepare(config.source, data_dir)
+    if config.name == "folder":
+        return folder.prepare(config.source, **config.folder)
     return phantom.prepare(**config.phantom, data_dir=data_dir)
 
 
