@@ -17,11 +17,11 @@ from tprnet_jax.errors import UserError
 TRAIN = """
 import json, sys
 from pathlib import Path
-from tprnet_jax import config as configuration, devices, train
+from tprnet_jax import config as configuration, devices, progress, train
 devices.join(sys.argv[3], 2, int(sys.argv[4]))
 config = configuration.default()
 config.update(json.loads(sys.argv[1]))
-train.LOG_EVERY = 1
+progress.LOG_EVERY = 1
 train.run(config, Path(sys.argv[2]))
 """
 

@@ -17,7 +17,10 @@ def _run(*arguments):
         ((), "--config is missing; give one such as --config=configs/quickstart.py"),
         (("--config=configs/absent.py",), "--config=configs/absent.py cannot be read"),
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
-        (("--config=configs/quickstart.py", "--mode=fly"), "one of <train|eval|predict|ablate|convert|check>"),
+        (
+            ("--config=configs/quickstart.py", "--mode=fly"),
+            "one of <train|eval|predict|ablate|convert|check>",
+        ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
             "the configuration has no field 'trian'; Did you mean \"train\"",

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, evaluate, train
+from tprnet_jax import checkpoints, evaluate, progress, train
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
 from tprnet_jax.errors import UserError
@@ -289,10 +289,10 @@ def test_lines_of_steps_taken_again_are_dropped(tmp_path):
     whole = [json.dumps({"step": step, "split": split}) + "\n" for step, split in records]
     path.write_text("".join(whole) + '{"step": 6, "spl')
     following = json.dumps({"step": 6, "split": "train"}) + "\n"
-    with train._open_log(path, 6, scored=True) as log:
+    with progress.open_log(path, 6, scored=True) as log:
         log.write(following)
     assert path.read_text() == "".join(whole) + following
-    with train._open_log(path, 3, scored=False):
+    with progress.open_log(path, 3, scored=False):
         pass
     assert path.read_text() == "".join(whole[:1])
 

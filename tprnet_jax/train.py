@@ -2,14 +2,11 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
 import jax
-import numpy as np
-import tqdm
 from absl import logging
 from ml_collections import ConfigDict
 
@@ -17,11 +14,9 @@ from tprnet_jax import checkpoints, devices, evaluate, optimiser, signals
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
 from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.progress import NotFinite, Progress, say
 from tprnet_jax.step import State, Trainer, initial_state, train_step
 from tprnet_jax.workdir import check_same_run, only_run, write_config
-
-LOG_EVERY = 10  # Steps between two lines of metrics.jsonl.
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -119,18 +114,6 @@ class Training(NamedTuple):
         return latest >= self.steps and checkpoints.is_scored(self.manager, latest)
 
 
-class Progress(NamedTuple):
-    """Where a training says how it goes: `metrics.jsonl`, and a bar that counts images."""
-
-    log: TextIO
-    bar: tqdm.tqdm
-    batch: int
-
-
-class _NotFinite(Exception):
-    """Loss or gradient were not finite for too many steps in a row; says what was in the batch."""
-
-
 def _steps_per_epoch(examples: int, batch: int) -> int:
     if batch > examples:
         raise UserError(
@@ -153,11 +136,11 @@ def _train_and_retry(training: Training, stop: signals.Stop) -> None:
     """Trains; if it fails for want of finite numbers, once more from the last checkpoint."""
     try:
         _train(training, stop)
-    except _NotFinite as first:
+    except NotFinite as first:
         logging.warning("%s; going back to the last checkpoint, once", first)
         try:
             _train(training, stop)
-        except _NotFinite as second:
+        except NotFinite as second:
             raise UserError(
                 f"{second}, again after going back to the last checkpoint; mend these images or "
                 "lower config.optim.learning_rate, and the same command "
@@ -185,21 +168,12 @@ def _train(training: Training, stop: signals.Stop) -> None:
     if devices.is_first():
         write_config(config, training.workdir)
         if start:
-            tqdm.tqdm.write(f"Going on from step {start} of {training.steps}.")
+            say(f"Going on from step {start} of {training.steps}.")
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.data, config.seed, batch, start, part)
     scored = checkpoints.is_scored(training.manager, start)
-    with (
-        _open_log(training.workdir / "metrics.jsonl", start, scored) as log,
-        tqdm.tqdm(
-            total=training.steps * batch,
-            initial=start * batch,
-            unit="image",
-            smoothing=0.05,
-            disable=not devices.is_first(),
-        ) as bar,
-    ):
-        progress = Progress(log, bar, batch)
+    limit = config.train.skip_limit
+    with Progress(training.workdir, start, scored, training.steps, batch, limit) as progress:
         if training.is_evaluated(start) and not scored:
             _validate(training, state, progress)  # It was stopped after the state was saved.
         for step, end in _segments(training, start):
@@ -216,39 +190,17 @@ def _train(training: Training, stop: signals.Stop) -> None:
 def _segments(training: Training, start: int) -> Iterator[tuple[int, int]]:
     """From `start` to the last step, in parts that end where an epoch does or a save is due."""
     while start < training.steps:
-        ends = [
-            (start // every + 1) * every for every in (training.per_epoch, _save_every(training))
-        ]
-        yield start, min(ends)
-        start = min(ends)
-
-
-def _save_every(training: Training) -> int:
-    return training.config.train.save_every
+        intervals = training.per_epoch, training.config.train.save_every
+        end = min((start // interval + 1) * interval for interval in intervals)
+        yield start, end
+        start = end
 
 
 def _save_if_due(training: Training, state: State, stop: signals.Stop) -> None:
     step = int(state.step)
-    due = step % _save_every(training) == 0 or training.is_evaluated(step)
+    due = step % training.config.train.save_every == 0 or training.is_evaluated(step)
     if (due or stop.number) and step not in training.manager.all_steps():
         checkpoints.save(training.manager, state)
-
-
-def _open_log(path: Path, start: int, scored: bool) -> TextIO:
-    """Opens the log without the lines of steps and evaluations that are about to come again."""
-    if not devices.is_first():
-        return open(os.devnull, "w")
-    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    write_whole(path, "".join(line for line in lines if _is_before(line, start, scored)))
-    return path.open("a")
-
-
-def _is_before(line: str, start: int, scored: bool) -> bool:
-    if not line.endswith("\n"):  # Cut off when the run was stopped.
-        return False
-    record = json.loads(line)
-    # Validation after step n is logged as n, training in step n too.
-    return record["step"] < start + (scored and record["split"] == "validation")
 
 
 def _take(
@@ -273,43 +225,11 @@ def _take(
         examples = next(batches)
         state, scalars = train_step(trainer, state, examples["image"], examples["mask"], focal)
         if pending is not None:
-            _log_step(progress, config.train.skip_limit, *pending)
+            progress.end_step(*pending)
         pending = step, scalars, examples
-        progress.bar.update(progress.batch)
     if pending is not None:
-        _log_step(progress, config.train.skip_limit, *pending)
+        progress.end_step(*pending)
     return state
-
-
-def _log_step(
-    progress: Progress, skip_limit: int, step: int, scalars: dict, examples: dict
-) -> None:
-    values = {name: value.item() for name, value in jax.device_get(scalars).items()}
-    skipped = values.pop("skipped")
-    progress.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
-    if skipped:
-        report = _report(step, values, examples)
-        _say(f"warning: {report}; it was not applied")
-        names = [name.decode() for name in examples["name"]]
-        _write_line(progress.log, {"step": step, "split": "train", "skipped": names})
-        if skipped >= skip_limit:
-            raise _NotFinite(f"{skipped} steps in a row were not applied: {report}")
-    elif step % LOG_EVERY == 0:
-        _write_line(progress.log, {"step": step, "split": "train", **values})
-
-
-def _report(step: int, values: dict, examples: dict) -> str:
-    numbers = ", ".join(f"{name} {values[name]}" for name in ("loss", "gradient_norm"))
-    batch = "; ".join(_describe(*one) for one in zip(*examples.values(), strict=True))
-    return f"step {step} has {numbers} on {batch}"
-
-
-def _describe(image: np.ndarray, mask: np.ndarray, name: bytes) -> str:
-    finite = image[np.isfinite(image)]
-    grey = f"grey {finite.min():g} to {finite.max():g}" if finite.size else "no finite pixel"
-    if finite.size < image.size:
-        grey += f", {image.size - finite.size} pixels not finite"
-    return f"{name.decode()} ({grey}, {100 * (mask > 127).mean():.1f} % vessel)"
 
 
 def _validate(training: Training, state: State, progress: Progress) -> None:
@@ -318,36 +238,10 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     scores = evaluate.score(
         training.trainer.cascade, params, training.held_out, training.config.eval.batch
     )
-    _log_scores(progress.log, int(state.step), scores)
+    progress.evaluated(int(state.step), scores)
     if devices.is_first():
         checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
     devices.wait_for_all("the score")
-
-
-def _log_scores(log: TextIO, step: int, scores: evaluate.Scores) -> None:
-    result = evaluate.summary(scores)
-    values = {
-        f"{stage}_{name}": value for stage in scores.rows for name, value in result[stage].items()
-    }
-    _write_line(log, {"step": step, "split": "validation", **values})
-    dice = "  ".join(f"{stage} {result[stage]['dice']:.4f}" for stage in scores.rows)
-    _say(f"step {step}: validation Dice  {dice}")
-
-
-def _say(text: str) -> None:
-    if devices.is_first():
-        tqdm.tqdm.write(text)
-
-
-def _write_line(log: TextIO, record: dict) -> None:
-    try:
-        log.write(json.dumps(record) + "\n")
-        log.flush()
-    except OSError as error:
-        raise UserError(
-            f"{log.name} cannot be written ({error.strerror}); free space, and the same command "
-            "goes on from the last checkpoint"
-        ) from error
 
 
 def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:

@@ -1,0 +1,142 @@
+"""How a training goes: `metrics.jsonl`, a bar that counts images, and sentences in between."""
+
+import json
+import os
+from pathlib import Path
+from typing import TextIO
+
+import jax
+import numpy as np
+import tqdm
+
+from tprnet_jax import devices, evaluate
+from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
+
+LOG_EVERY = 10  # Steps between two lines of metrics.jsonl.
+
+
+class NotFinite(Exception):
+    """Loss or gradient were not finite for too many steps in a row; says what was in the batch."""
+
+
+class Progress:
+    """Of a training from some step on. Of several processes, the first one speaks for all.
+
+    Args:
+        workdir: Of the run.
+        start: Number of the first step to come.
+        scored: Whether the state before it has been evaluated.
+        steps: Number of the last step.
+        batch: Images to a step.
+        skip_limit: Steps in a row that may not be applied before `NotFinite` is raised.
+    """
+
+    def __init__(
+        self, workdir: Path, start: int, scored: bool, steps: int, batch: int, skip_limit: int
+    ):
+        self.batch, self.skip_limit = batch, skip_limit
+        self.log = open_log(workdir / "metrics.jsonl", start, scored)
+        self.bar = tqdm.tqdm(
+            total=steps * batch,
+            initial=start * batch,
+            unit="image",
+            smoothing=0.05,
+            disable=not devices.is_first(),
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.bar.close()
+        self.log.close()
+
+    def end_step(self, step: int, scalars: dict, examples: dict) -> None:
+        """Writes down what `train_step` returned for these examples.
+
+        Raises:
+            NotFinite: This step was one too many that was not applied.
+            UserError: The log cannot be written.
+        """
+        values = {name: value.item() for name, value in jax.device_get(scalars).items()}
+        skipped = values.pop("skipped")
+        self.bar.update(self.batch)
+        self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
+        if skipped:
+            report = _report(step, values, examples)
+            say(f"warning: {report}; it was not applied")
+            names = [name.decode() for name in examples["name"]]
+            self._write({"step": step, "split": "train", "skipped": names})
+            if skipped >= self.skip_limit:
+                raise NotFinite(f"{skipped} steps in a row were not applied: {report}")
+        elif step % LOG_EVERY == 0:
+            self._write({"step": step, "split": "train", **values})
+
+    def evaluated(self, step: int, scores: evaluate.Scores) -> None:
+        """Writes down how good the state before this step is."""
+        result = evaluate.summary(scores)
+        values = {
+            f"{stage}_{name}": value
+            for stage in scores.rows
+            for name, value in result[stage].items()
+        }
+        self._write({"step": step, "split": "validation", **values})
+        dice = "  ".join(f"{stage} {result[stage]['dice']:.4f}" for stage in scores.rows)
+        say(f"step {step}: validation Dice  {dice}")
+
+    def _write(self, record: dict) -> None:
+        try:
+            self.log.write(json.dumps(record) + "\n")
+            self.log.flush()
+        except OSError as error:
+            raise UserError(
+                f"{self.log.name} cannot be written ({error.strerror}); free space, and the same "
+                "command goes on from the last checkpoint"
+            ) from error
+
+
+def say(text: str) -> None:
+    """Prints a line beside the bar."""
+    if devices.is_first():
+        tqdm.tqdm.write(text)
+
+
+def open_log(path: Path, start: int, scored: bool) -> TextIO:
+    """Opens the log without the lines of steps and evaluations that are about to come again.
+
+    Args:
+        path: The log.
+        start: Number of the first step to come.
+        scored: Whether the evaluation before it is done.
+    """
+    if not devices.is_first():
+        return open(os.devnull, "w")
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    write_whole(path, "".join(line for line in lines if _is_before(line, start, scored)))
+    return path.open("a")
+
+
+def _is_before(line: str, start: int, scored: bool) -> bool:
+    if not line.endswith("\n"):  # Cut off when the run was stopped.
+        return False
+    record = json.loads(line)
+    # Validation after step n is logged as n, training in step n too.
+    return record["step"] < start + (scored and record["split"] == "validation")
+
+
+def _report(step: int, values: dict, examples: dict) -> str:
+    numbers = ", ".join(f"{name} {values[name]}" for name in ("loss", "gradient_norm"))
+    batch = "; ".join(
+        _describe(*one)
+        for one in zip(*(examples[key] for key in ("image", "mask", "name")), strict=True)
+    )
+    return f"step {step} has {numbers} on {batch}"
+
+
+def _describe(image: np.ndarray, mask: np.ndarray, name: bytes) -> str:
+    finite = image[np.isfinite(image)]
+    grey = f"grey {finite.min():g} to {finite.max():g}" if finite.size else "no finite pixel"
+    if finite.size < image.size:
+        grey += f", {image.size - finite.size} pixels not finite"
+    return f"{name.decode()} ({grey}, {100 * (mask > 127).mean():.1f} % vessel)"
