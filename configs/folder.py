@@ -31,7 +31,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.source = ""  # The folder that contains images/ and masks/.
     config.data.folder.splits = ""  # A JSON file of splits; empty for folds.
     config.data.folder.folds = 5
-    config.data.mirror = True
+    config.augment.p_mirror = 0.5
     # Both sides of the window, of 448 pixels, and of the patches are for images of about 512:
     config.model.window = 448
     config.model.patch = 64

@@ -15,7 +15,7 @@ from tprnet_jax.config import default
 def get_config() -> ConfigDict:
     config = default()
     config.data.name = "phantom"
-    config.data.mirror = True
+    config.augment.p_mirror = 0.5
     config.data.phantom.size = 128
     config.data.phantom.train = 300
     config.data.phantom.validation = 60

@@ -19,14 +19,16 @@ over the 200 images of the official validation split, on which the best checkpoi
     global_local  0.7765  0.6440     0.8046  0.7627  8.08
     final         0.7744  0.6411     0.7970  0.7655  8.32
 
-The arguments `global` and `global_local` leave out branches (Table II of the paper); words are
-joined by commas, as in `tprnet.py:small,global`.
+The argument `augmented` turns on nnU-Net's augmentation, and shear and elastic deformation; without
+it there is none (`small` mirrors). The arguments `global` and `global_local` leave out branches
+(Table II of the paper). Words are joined by commas, as in `tprnet.py:small,global`.
 """
 
 from ml_collections import ConfigDict
 
 from tprnet_jax.cascade import BRANCHES
 from tprnet_jax.config import default
+from tprnet_jax.data.augment import EVERYTHING
 from tprnet_jax.errors import UserError
 
 ABLATIONS = {"global": BRANCHES[:1], "global_local": BRANCHES[:2]}
@@ -37,12 +39,14 @@ def get_config(argument: str = "") -> ConfigDict:
     for word in filter(None, argument.split(",")):
         if word == "small":
             _narrow(config)
+        elif word == "augmented":
+            config.augment.update(EVERYTHING._asdict())
         elif word in ABLATIONS:
             config.model.branches = ABLATIONS[word]
         else:
             raise UserError(
                 f"configs/tprnet.py has no argument {word!r}; choose from small, "
-                f"{', '.join(ABLATIONS)}, joined by commas"
+                f"augmented, {', '.join(ABLATIONS)}, joined by commas"
             )
     return config
 
@@ -52,7 +56,7 @@ def _narrow(config: ConfigDict) -> None:
     config.model.local_channels = (8, 16, 32, 64, 128, 128, 128)
     config.model.focal_channels = (8, 16, 32, 64)
     config.model.chunk = 8
-    config.data.mirror = True
+    config.augment.p_mirror = 0.5
     config.optim.name = "adamw"
     config.optim.learning_rate = 3e-3
     config.optim.weight_decay = 1e-2

@@ -85,6 +85,9 @@ def test_quickstart_needs_no_download():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("augment.p_gamma", 1.5),
+        ("augment.scaling", (1.4, 0.7)),
+        ("augment.elastic", (0.0, 3.0)),
         ("model.branches", ("local",)),
         ("model.branches", ("global", "focal")),
         ("model.branches", ()),

@@ -27,7 +27,7 @@ def settings(tmp_path_factory):
     config = configuration.default()
     config.data.name, config.data.dir = "phantom", str(tmp_path_factory.mktemp("data"))
     config.data.phantom.size, config.data.phantom.train = 64, 8
-    config.data.phantom.validation, config.data.mirror = 2, True
+    config.data.phantom.validation, config.augment.p_mirror = 2, 0.5
     config.model.global_channels = config.model.local_channels = (2, 4)
     config.model.focal_channels = (2, 4)
     config.model.window, config.model.patch, config.model.chunk = 48, 16, 4

@@ -36,7 +36,7 @@ def masks(tiny_images):
 def _state(trainer, params):
     params = {name: params[name] for name in trainer.cascade.networks}
     optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
-    return State(jnp.int32(0), params, optim)
+    return State(jnp.int32(0), params, optim, skipped=jnp.int32(0))
 
 
 def _reluctant(params, bias):
@@ -72,7 +72,7 @@ def places(tiny, tiny_params, tiny_images):
     @jax.jit
     def forward(params, images):
         coarse = cascade.coarse_logits(tiny, params, images)
-        return cascade.vessel_in_window(coarse), coarse.origin
+        return cascade.sampling_mask(tiny, coarse)
 
     vessel, corner = forward(tiny_params, cascade.to_unit(jnp.asarray(tiny_images)))
     owner, origin = cascade.sample_patches(tiny, np.asarray(vessel), np.asarray(corner), (25, 22))
@@ -242,6 +242,33 @@ def test_a_step_on_an_empty_prediction(clipped, tiny_params, tiny_images, masks)
     # Its gradient is zero: the decay alone moves FocalNet, by 0.01 * (1 + 0.9) * 0.1.
     decayed = jax.tree.map(lambda p: p * (1 - 0.0019), params["focal"])
     _assert_trees_close(state.params["focal"], decayed, rtol=1e-5)
+
+
+@pytest.mark.parametrize("broken", ["image", "gradient"])
+def test_a_step_without_finite_numbers_is_not_applied(
+    clipped, tiny_params, tiny_images, masks, broken
+):
+    before = _state(clipped, tiny_params)
+    before = before._replace(step=jnp.int32(5), skipped=jnp.int32(2))
+    images, params = tiny_images / np.float32(255), tiny_params
+    if broken == "image":
+        images[1, 3, 4] = np.nan
+    else:
+        kernel = np.full_like(params["local"]["head"]["kernel"], 1e30)
+        head = {**params["local"]["head"], "kernel": kernel}
+        params = params | {"local": {**params["local"], "head": head}}
+        before = before._replace(params=params)
+    after, scalars = train_step(clipped, before, images, masks, with_focal=True)
+    assert not np.isfinite(scalars["loss"] * scalars["gradient_norm"])
+    assert (after.step, after.skipped, scalars["skipped"]) == (6, 3, 3)
+    jax.tree.map(np.testing.assert_array_equal, after.params, params)
+    jax.tree.map(np.testing.assert_array_equal, after.optim, before.optim)
+
+
+def test_an_applied_step_ends_the_count_of_skipped_ones(clipped, tiny_params, tiny_images, masks):
+    before = _state(clipped, tiny_params)._replace(skipped=jnp.int32(2))
+    after, scalars = train_step(clipped, before, tiny_images, masks, with_focal=True)
+    assert (after.skipped, scalars["skipped"]) == (0, 0)
 
 
 def test_training_starts_from_the_seeds_parameters(clipped):

@@ -12,7 +12,7 @@ import pytest
 
 from tprnet_jax import checkpoints, evaluate, progress, train
 from tprnet_jax import config as configuration
-from tprnet_jax.data import loader
+from tprnet_jax.data import augment, loader
 from tprnet_jax.errors import UserError
 from tprnet_jax.signals import Interrupted
 
@@ -113,6 +113,30 @@ def test_a_run_stopped_in_an_evaluation_evaluates_first(trained, tmp_path, monke
     monkeypatch.setattr(evaluate, "score", score)
     train.run(config, tmp_path)
     _assert_same_run(config, tmp_path, undisturbed)
+
+
+def test_augmentation_changes_what_is_learnt_and_resumes_exactly(trained, tmp_path, monkeypatch):
+    config = trained[0].copy_and_resolve_references()
+    config.augment.update(augment.EVERYTHING._asdict())
+    train.run(config, tmp_path / "undisturbed")
+    expected = _params(config, trained[1])
+    found = _params(config, tmp_path / "undisturbed")
+    assert not np.array_equal(
+        found["global"]["head"]["kernel"], expected["global"]["head"]["kernel"]
+    )
+    take = train.train_step
+
+    def take_and_signal(trainer, state, *rest):
+        if int(state.step) == 2:
+            raise_signal(SIGTERM)
+        return take(trainer, state, *rest)
+
+    monkeypatch.setattr(train, "train_step", take_and_signal)
+    with pytest.raises(Interrupted):
+        train.run(config, tmp_path / "stopped")
+    monkeypatch.setattr(train, "train_step", take)
+    train.run(config, tmp_path / "stopped")
+    _assert_same_run(config, tmp_path / "stopped", tmp_path / "undisturbed")
 
 
 def test_checkpoints_come_every_so_many_steps(trained, tmp_path, monkeypatch):

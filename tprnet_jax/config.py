@@ -11,6 +11,7 @@ from tprnet_jax.cascade import (
     WINDOW_COLUMNS,
     Cascade,
 )
+from tprnet_jax.data import augment
 from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.topology import CENTRELINES, FIRST_POINTS
@@ -58,13 +59,12 @@ BOUNDS = {
 def default() -> ConfigDict:
     """The paper's TPRNet on ARCADE; locked, so that an unknown field is an error."""
     config = ConfigDict()
-    config.seed = 0  # Of parameters, order of samples and mirroring.
+    config.seed = 0  # Of parameters, order of samples and augmentation.
 
     config.data = data = ConfigDict()
     data.name = "arcade"  # "arcade", "phantom" or "folder".
     data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
     data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
-    data.mirror = False  # Mirror images and masks at random along both axes.
     data.phantom = ConfigDict()
     data.phantom.size = 256  # Side, pixels.
     data.phantom.train = 200  # Number of training phantoms.
@@ -75,6 +75,9 @@ def default() -> ConfigDict:
     data.folder.folds = 5  # Parts that a permutation of the images is cut into.
     data.folder.fold = 0  # The part to validate on; the others train.
     data.folder.seed = 0  # Of the permutation.
+
+    # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
+    config.augment = ConfigDict(augment.Settings()._asdict())
 
     config.model = model = ConfigDict()
     model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
@@ -153,12 +156,25 @@ def _check(config: ConfigDict) -> None:
             f"{config.data.name!r}, which has none; set config.data.name to 'arcade' or "
             "'folder', or leave the source out"
         )
+    _check_augmentation(config.augment)
     _check_branches(config.model)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
             f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
             f"{config.train.epochs} epochs, so FocalNet would never train; make it smaller"
         )
+
+
+def _check_augmentation(fields: ConfigDict) -> None:
+    for field, (low, high) in augment.BOUNDS.items():
+        value = fields[field]
+        given = value if isinstance(value, tuple) else (value,)
+        if not all(low <= v <= high and math.isfinite(v) for v in given) or given[0] > given[-1]:
+            upper = "finite" if high == math.inf else f"at most {high}"
+            raise UserError(
+                f"config.augment.{field} is {value}; it must be at least {low} and {upper}"
+                + (", and the smaller bound first" if isinstance(value, tuple) else "")
+            )
 
 
 def _value(config: ConfigDict, field: str):

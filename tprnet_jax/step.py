@@ -29,6 +29,7 @@ from tprnet_jax.cascade import (
     sampling_mask,
     to_unit,
 )
+from tprnet_jax.data import augment
 from tprnet_jax.windows import Patches
 
 
@@ -42,6 +43,8 @@ class Trainer(NamedTuple):
         clip_norm: Largest norm of the gradient of all branches together.
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
+        augmentation: What may happen to an image before a step.
+        seed: Of the augmentation.
     """
 
     cascade: Cascade
@@ -50,6 +53,8 @@ class Trainer(NamedTuple):
     clip_norm: float
     patch_gradient: bool = True
     mesh: jax.sharding.Mesh | None = None
+    augmentation: augment.Settings = augment.Settings()
+    seed: int = 0
 
 
 class State(NamedTuple):
@@ -78,7 +83,12 @@ def initial_state(trainer: Trainer, seed: int) -> State:
 
 
 def train_step(
-    trainer: Trainer, state: State, images: np.ndarray, masks: np.ndarray, with_focal: bool
+    trainer: Trainer,
+    state: State,
+    images: np.ndarray,
+    masks: np.ndarray,
+    with_focal: bool,
+    samples: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes one step.
 
@@ -89,6 +99,8 @@ def train_step(
             each gives its own rows of the batch.
         masks: `(batch, height, width, 1)` uint8, 0 or 255, likewise.
         with_focal: Whether FocalNet takes part.
+        samples: Epoch and index of each image, `(batch,)` int32, which decide what the augmentation
+            does to it; None for no augmentation.
 
     Returns:
         The state after the step and scalars: "loss", each of its terms, "gradient_norm",
@@ -96,6 +108,8 @@ def train_step(
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
     images, masks = devices.shard(trainer.mesh, (images, masks))
+    if samples is not None and trainer.augmentation != augment.Settings():
+        images, masks = _augment(trainer, images, masks, *devices.shard(trainer.mesh, samples))
     coarse, to_sample, canvas, pullback = _forward(trainer, state.params, images)
     patch_loss, count, pullbacks = np.float32(0), 0, []
     if with_focal:
@@ -111,6 +125,13 @@ def train_step(
     focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
     state, scalars = _update(trainer, state, pullback, coarse_gradient, focal, terms["loss"])
     return state, {**terms, **scalars, "patches": np.int32(count)}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _augment(trainer: Trainer, images, masks, epoch, index):
+    keys = augment.sample_keys(trainer.seed, epoch, index)
+    changed = augment.augment(trainer.augmentation, images, masks, keys)
+    return devices.keep_rows(trainer.mesh, changed)
 
 
 def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Iterator[Patches], int]:

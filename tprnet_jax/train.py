@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from tprnet_jax import checkpoints, devices, evaluate, optimiser, signals
 from tprnet_jax import config as configuration
-from tprnet_jax.data import loader
+from tprnet_jax.data import augment, loader
 from tprnet_jax.errors import UserError
 from tprnet_jax.progress import NotFinite, Progress, say
 from tprnet_jax.step import State, Trainer, initial_state, train_step
@@ -74,6 +74,8 @@ def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
         config.optim.clip_norm,
         config.train.patch_gradient,
         mesh,
+        augment.settings(config.augment),
+        config.seed,
     )
 
 
@@ -170,7 +172,7 @@ def _train(training: Training, stop: signals.Stop) -> None:
         if start:
             say(f"Going on from step {start} of {training.steps}.")
     part = jax.process_index(), jax.process_count()
-    batches = loader.train_batches(training.source, config.data, config.seed, batch, start, part)
+    batches = loader.train_batches(training.source, config.seed, batch, start, part)
     scored = checkpoints.is_scored(training.manager, start)
     limit = config.train.skip_limit
     with Progress(training.workdir, start, scored, training.steps, batch, limit) as progress:
@@ -223,7 +225,8 @@ def _take(
         if stop.number:
             break
         examples = next(batches)
-        state, scalars = train_step(trainer, state, examples["image"], examples["mask"], focal)
+        arrays = examples["image"], examples["mask"], focal, (examples["epoch"], examples["index"])
+        state, scalars = train_step(trainer, state, *arrays)
         if pending is not None:
             progress.end_step(*pending)
         pending = step, scalars, examples

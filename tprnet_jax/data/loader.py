@@ -47,7 +47,7 @@ def examples(builder, split: str):
 
 
 def train_batches(
-    source, config: ConfigDict, seed: int, batch: int, start: int, part: tuple[int, int] = (0, 1)
+    source, seed: int, batch: int, start: int, part: tuple[int, int] = (0, 1)
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled batches, each epoch in a new order.
 
@@ -56,24 +56,27 @@ def train_batches(
 
     Args:
         source: Examples by index.
-        config: `config.data`.
-        seed: Seed of order and augmentation.
+        seed: Seed of the order.
         batch: Examples to a batch, of all processes together.
         start: Number of the first batch.
         part: This process and the number of processes; each reads its own rows of the batch.
 
     Returns:
-        Batches of "image" and "mask", `(rows, height, width, 1)` uint8, and "name", `(rows,)`.
+        Batches of "image" and "mask", `(rows, height, width, 1)` uint8 (or images float32 in
+        [0, 1]), and of each row its "name", its "index" in the source and its "epoch", `(rows,)`.
     """
-    dataset = grain.MapDataset.source(source).seed(seed).shuffle().repeat()
-    if config.mirror:
-        dataset = dataset.random_map(_mirror)
+    order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     process, processes = part
     rows = batch // processes
 
     def read(number: int) -> dict[str, np.ndarray]:
         first = number * batch + process * rows
-        return _stack([dataset[position] for position in range(first, first + rows)])
+        positions = np.arange(first, first + rows)
+        indices = [order[int(position)] for position in positions]
+        return _stack([source[index] for index in indices]) | {
+            "index": np.array(indices, np.int32),
+            "epoch": (positions // len(source)).astype(np.int32),
+        }
 
     numbers = grain.MapDataset.range(start, 2**31).map(read)
     return iter(numbers.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=16)))
@@ -87,14 +90,6 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
             "set config.train.batch to 1, or bring the images to one size"
         )
     return {key: np.stack([e[key] for e in examples]) for key in ("image", "mask", "name")}
-
-
-def _mirror(example: dict, rng: np.random.Generator) -> dict:
-    for axis in (0, 1):
-        if rng.integers(2):
-            flipped = {key: np.flip(example[key], axis) for key in ("image", "mask")}
-            example = {**example, **flipped}
-    return example
 
 
 def eval_batches(source, batch: int) -> Iterator[list[dict]]:
