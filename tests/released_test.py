@@ -1,0 +1,268 @@
+"""The released system here against PyTorch and OpenCV, live; see released.py."""
+
+import json
+import os
+from pathlib import Path
+
+import cv2
+import jax
+import numpy as np
+import pytest
+from golden_test import (
+    NOISE,
+    TERMS,
+    compare_gradients,
+    deviation,
+    relative,
+    released_config,
+    take_steps,
+    worst,
+)
+
+from tprnet_jax import cascade, topology
+from tprnet_jax import config as configuration
+from tprnet_jax.data import arcade
+from tprnet_jax.models.weights import from_torch, to_torch
+from tprnet_jax.train import make_trainer
+from tprnet_jax.windows import Patches
+
+NEEDS = (
+    "needs PyTorch, dynamic-network-architectures and opencv-contrib-python-headless, the last "
+    "one installed after opencv-python-headless"
+)
+torch = pytest.importorskip("torch", reason=NEEDS)
+pytest.importorskip("dynamic_network_architectures", reason=NEEDS)
+if not hasattr(cv2, "ximgproc"):
+    pytest.skip(NEEDS, allow_module_level=True)
+
+import make_golden  # noqa: E402, these two need all of the above
+import released  # noqa: E402
+
+ARCADE = os.environ.get("TPRNET_ARCADE")
+needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
+
+
+# ---- The golden file -----------------------------------------------------------------------------
+
+
+def test_golden_file_is_what_pytorch_gives():
+    """From the weights in the file: the training before them need not repeat on other machines."""
+    with np.load(make_golden.GOLDEN) as file:
+        golden = dict(file)
+    model = make_golden.restore(golden)
+    found = make_golden.record(model, *make_golden.draw_case(make_golden.WIDER))
+    found |= make_golden.record_small_masks()
+    assert set(found) == set(golden)
+    for name, expected in golden.items():
+        if expected.dtype == np.float32:
+            assert relative(found[name], expected) <= 1e-5, name
+        else:
+            np.testing.assert_array_equal(found[name], expected, err_msg=name)
+
+
+# ---- Real angiograms -----------------------------------------------------------------------------
+
+
+def read_split(split, count):
+    """The first images of a split and their masks, `(512, 512)` uint8."""
+    folder = Path(ARCADE) / "syntax" / split
+    document = json.loads((folder / "annotations" / f"{split}.json").read_text())
+    for image in document["images"][:count]:
+        polygons = [
+            part
+            for annotation in document["annotations"]
+            if annotation["image_id"] == image["id"]
+            for part in annotation["segmentation"]
+        ]
+        pixels = cv2.imread(str(folder / "images" / image["file_name"]), cv2.IMREAD_GRAYSCALE)
+        yield pixels, arcade.draw_mask(polygons, *pixels.shape)
+
+
+def parameters_here(config, model):
+    state = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
+    return from_torch(configuration.cascade(config).networks, state)
+
+
+def to_numpy(logits):
+    return logits.detach().permute(0, 2, 3, 1).numpy()
+
+
+# ---- Full size, random weights -------------------------------------------------------------------
+
+
+def prefer_background(network, image, share):
+    """Shifts a network's logits so that it takes this share of the pixels for vessel."""
+    with torch.no_grad():
+        logits = network(image)[0]
+        background = network.decoder.seg_layers[-1].bias
+        background[0] += torch.quantile((logits[1] - logits[0])[::2, ::2], 1 - share)
+
+
+def random_model(config, image):
+    """Full-size networks; all weights random, but such that masks are sparse."""
+    model = config.model
+    torch.manual_seed(0)
+    system = released.Released(
+        model.global_channels,
+        model.local_channels,
+        model.focal_channels,
+        model.window,
+        model.patch,
+        model.pixels_per_patch,
+    )
+    with torch.no_grad():
+        for name, tensor in system.named_parameters():
+            if tensor.ndim == 4:
+                torch.nn.init.kaiming_normal_(tensor, a=0.01)
+            else:
+                tensor.normal_(1.0 if name.endswith("norm.weight") else 0.0, 0.2)
+    prefer_background(system.global_net, image, 0.01)
+    corner = (0, 0)
+    prefer_background(system.local_net, released.cut(image, corner, model.window), 0.01)
+    return system
+
+
+def gradient_in(system):
+    parameters = system.named_parameters()
+    return {name: p.grad.numpy().copy() for name, p in parameters if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def full():
+    """One training pass and three steps in PyTorch; what is needed to repeat them here."""
+    torch.set_num_threads(os.cpu_count())
+    model = configuration.default().model
+    config = released_config(
+        model.global_channels,
+        model.local_channels,
+        model.focal_channels,
+        (model.window, model.patch, model.pixels_per_patch),
+    )
+    image, mask = next(read_split("val", 1))
+    pair = make_golden.to_tensor(image), make_golden.to_tensor(mask)
+    system = random_model(config, pair[0])
+    params = parameters_here(config, system)
+    output = system(pair[0], released.fuse_in_sequence)
+    total, terms = released.objective(output, pair[1])
+    total.backward()
+    gradient = {
+        n: p.grad.numpy().copy() for n, p in system.named_parameters() if p.grad is not None
+    }
+    released.train(system, [[pair]] * 3, released.Optim(), first_focal_epoch=0)
+    stepped = {name: system.state_dict()[name].numpy() for name in gradient}
+    terms = [float(term.detach()) for term in (*terms.values(), total)]
+    return config, params, (image, mask), output, terms, gradient, stepped
+
+
+@pytest.fixture(scope="module")
+def full_steps(full):
+    config, params, pair, *_ = full
+    trainer = make_trainer(config, steps_per_epoch=1)
+    return take_steps(trainer, config.optim, params, *pair)
+
+
+@needs_arcade
+@pytest.mark.arcade
+def test_full_size_logits(full):
+    config, params, (image, _), output, *_ = full
+    system = configuration.cascade(config)
+    batch = image[None, ..., None] / np.float32(255)
+    coarse = jax.jit(cascade.coarse_logits, static_argnums=0)(system, params, batch)
+    assert tuple(coarse.origin[0]) == output.coarse.window
+    corners = output.places.corners.astype(np.int32)
+    patches = Patches(np.zeros(len(corners), np.int32), corners)
+    focal = jax.jit(cascade.focal_logits, static_argnums=0)(system, params, batch, patches)
+    deviations = {
+        "global": deviation(coarse.global_logits, to_numpy(output.coarse.global_logits)),
+        "local": deviation(coarse.local_logits, to_numpy(output.coarse.local_logits)),
+        "focal": deviation(focal, to_numpy(output.focal_logits)),
+    }
+    print(f"\nlogits, {len(corners)} patches: {deviations}")
+    assert max(deviations.values()) <= 1e-4
+
+
+@needs_arcade
+@pytest.mark.arcade
+def test_full_size_gradient(full, full_steps):
+    *_, terms, expected, _ = full
+    np.testing.assert_allclose([full_steps.first[name] for name in TERMS], terms, rtol=1e-5)
+    differences, noise = compare_gradients(full_steps.gradient, expected)
+    print(f"\ngradient: {worst(differences)}, median {np.median([*differences.values()]):.1e}")
+    print(f"norm {full_steps.first['gradient_norm']:.3g}; cancelled biases: {worst(noise)}")
+    assert worst(differences)[1] <= 1e-3
+    assert worst(noise)[1] <= NOISE
+
+
+@needs_arcade
+@pytest.mark.arcade
+def test_full_size_steps(full, full_steps):
+    """With the published settings."""
+    config, params, *_, expected = full
+    found, before = full_steps.after, to_torch(configuration.cascade(config).networks, params)
+    differences = {name: relative(found[name], value) for name, value in expected.items()}
+    changes = {
+        name: relative(found[name] - before[name], value - before[name])
+        for name, value in expected.items()
+    }
+    print(f"\nafter three steps: {worst(differences)}; of the changes: {worst(changes)}")
+    assert worst(differences)[1] <= 1e-3
+
+
+# ---- The whole way on real images ----------------------------------------------------------------
+
+NARROW = ((8, 16, 32, 64, 64, 64, 64, 64), (8, 16, 32, 64, 64, 64, 64), (8, 16, 32, 64))
+SIZES = (448, 64, 64)
+
+
+def crop_vessels(image, mask, side=256):
+    """A square around the middle of the vessels; it keeps the scale and trains faster."""
+    middle = np.argwhere(mask).mean(axis=0).astype(int)
+    row, column = np.clip(middle - side // 2, 0, np.array(mask.shape) - side)
+    return tuple(
+        make_golden.to_tensor(array[row : row + side, column : column + side])
+        for array in (image, mask)
+    )
+
+
+@pytest.fixture(scope="module")
+def trained_model():
+    """Narrow networks after a short training, FocalNet in the last third only."""
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(0)
+    model = released.Released(*NARROW, window=192, patch=64, pixels_per_patch=64)
+    model.apply(type(model.global_net).initialize)
+    pairs = [crop_vessels(*pair) for pair in read_split("train", 60)]
+    optim = released.Optim(epochs=10, momentum=0.9, learning_rate=0.1)
+    released.train(model, [pairs[:40], pairs[40:]], optim)
+    model.window = SIZES[0]
+    return model
+
+
+@needs_arcade
+@pytest.mark.arcade
+def test_the_whole_way_on_20_real_images(trained_model):
+    config = released_config(*NARROW, SIZES)
+    system, params = configuration.cascade(config), parameters_here(config, trained_model)
+    coarse_logits = jax.jit(cascade.coarse_logits, static_argnums=0)
+    unlike, patches, vessels = [], [], []
+    for image, _ in read_split("val", 20):
+        with torch.no_grad():
+            output = trained_model(make_golden.to_tensor(image), released.fuse_on_canvas)
+        batch = image[None, ..., None]
+        coarse = coarse_logits(system, params, cascade.to_unit(jax.numpy.asarray(batch)))
+        assert tuple(coarse.origin[0]) == output.coarse.window
+        vessel, corner = jax.device_get(cascade.sampling_mask(system, coarse))
+        centreline = topology.centreline(vessel[0], system.centreline)
+        np.testing.assert_array_equal(centreline, output.places.centreline > 0)
+        _, corners = cascade.sample_patches(system, vessel, corner, image.shape)
+        np.testing.assert_array_equal(corners, output.places.corners)
+        final = cascade.predict(system, params, batch)["final"][0] > 0.5
+        expected = released.is_vessel(output.final)
+        unlike.append((final != expected).sum())
+        patches.append(len(corners))
+        vessels.append(expected.mean())
+    print(f"\nunlike pixels: {sum(unlike)} of {20 * 512**2}; patches: {patches}")
+    print(f"vessels, %: {np.round(100 * np.array(vessels), 1)}")
+    assert min(patches) > 1
+    assert 0.005 < min(vessels) <= max(vessels) < 0.3
+    assert sum(unlike) <= 1e-4 * 20 * 512**2
