@@ -1,4 +1,7 @@
+import atexit
 import os
+import shutil
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +13,19 @@ from tprnet_jax import train
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.models.unet import UNet
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # For the processes that tests start.
-jax.config.update("jax_platforms", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test has compiled, no other need: pytest's workers inherit this.
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="tprnet_jax_tests_")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+SETTINGS = {
+    "jax_platforms": "cpu",
+    "jax_compilation_cache_dir": os.environ["JAX_COMPILATION_CACHE_DIR"],
+    "jax_persistent_cache_min_compile_time_secs": 0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for name, value in SETTINGS.items():
+    os.environ[name.upper()] = str(value)  # For the processes that tests start.
+    jax.config.update(name, value)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
