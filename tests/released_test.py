@@ -1,6 +1,7 @@
 """The released system here against PyTorch and OpenCV, live; see released.py."""
 
 import copy
+import functools
 import json
 import os
 from pathlib import Path
@@ -215,6 +216,13 @@ def here(full):
     return take_steps(trainer, full.config.optim, full.params, *full.pair)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def pull_back(net, params, images, cotangent):
+    """The gradient of a network's parameters from that of its logits."""
+    _, pullback = jax.vjp(lambda params: net.apply({"params": params}, images), params)
+    return pullback(cotangent)[0]
+
+
 @pytest.fixture
 def in_float64():
     jax.config.update("jax_enable_x64", True)
@@ -249,8 +257,7 @@ def test_full_size_gradient_in_float64(full, in_float64):
     nets, gradient = configuration.cascade(full.config).networks, {}
     for name, (images, cotangent) in full.exact.branches.items():
         net, params = nets[name].clone(dtype="float64"), jax.tree.map(np.float64, full.params[name])
-        _, pullback = jax.vjp(lambda p, net=net, x=images: net.apply({"params": p}, x), params)
-        (gradient[name],) = jax.jit(pullback)(cotangent.astype(np.float32))
+        gradient[name] = pull_back(net, params, images, cotangent.astype(np.float32))
     found = to_torch(nets, jax.device_get(gradient))
     differences, noise = compare_gradients(found, full.exact.gradient)
     print(f"\nfloat64 gradient: {worst(differences)}, cancelled biases {worst(noise)}")
@@ -284,6 +291,7 @@ def test_full_size_steps_in_float32(full, here):
     """With the published settings."""
     expected = full.there.after
     differences = {name: relative(here.after[name], value) for name, value in expected.items()}
+    print(f"\nfloat32 weights after three steps: {worst(differences)}")
     assert worst(differences)[1] <= 1e-3
 
 
