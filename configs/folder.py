@@ -21,7 +21,7 @@ arguments are joined by commas, as in `folder.py:2,small`.
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import default
+from tprnet_jax.config import default, narrow
 from tprnet_jax.errors import UserError
 
 
@@ -40,7 +40,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.epochs = 100
     for word in filter(None, argument.split(",")):
         if word == "small":
-            _narrow(config)
+            narrow(config)
+            config.train.epochs = 20
         elif word.isdecimal():
             config.data.folder.fold = int(word)
         else:
@@ -49,16 +50,3 @@ def get_config(argument: str = "") -> ConfigDict:
                 "both, joined by a comma"
             )
     return config
-
-
-def _narrow(config: ConfigDict) -> None:
-    config.model.global_channels = (8, 16, 32, 64, 128, 128, 128, 128)
-    config.model.local_channels = (8, 16, 32, 64, 128, 128, 128)
-    config.model.focal_channels = (8, 16, 32, 64)
-    config.model.chunk = 8
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 3e-3
-    config.optim.weight_decay = 1e-2
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.2
-    config.train.epochs = 20

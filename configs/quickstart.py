@@ -2,9 +2,9 @@
 
     python -m tprnet_jax.main --config=configs/quickstart.py
 
-Two cores of an AMD EPYC that did other work too, no GPU, seed 0: 5 min 24 s from start to table. Mean
-over the 60 validation phantoms: Dice 0.9025 (global), 0.9274 (global_local), 0.9289 (final); final
-IoU 0.8683, precision 0.9418, recall 0.9186, ASD 0.27 pixels.
+Two cores of an AMD EPYC that did other work too, no GPU, seed 0: 5 min 24 s from start to table.
+Mean over the 60 validation phantoms: Dice 0.9025 (global), 0.9274 (global_local), 0.9289 (final);
+final IoU 0.8683, precision 0.9418, recall 0.9186, ASD 0.27 pixels.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ it there is none (`small` mirrors). The arguments `global` and `global_local` le
 from ml_collections import ConfigDict
 
 from tprnet_jax.cascade import BRANCHES
-from tprnet_jax.config import default
+from tprnet_jax.config import default, narrow
 from tprnet_jax.data.augment import EVERYTHING
 from tprnet_jax.errors import UserError
 
@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config = default()
     for word in filter(None, argument.split(",")):
         if word == "small":
-            _narrow(config)
+            _small(config)
         elif word == "augmented":
             config.augment.update(EVERYTHING._asdict())
         elif word in ABLATIONS:
@@ -51,17 +51,9 @@ def get_config(argument: str = "") -> ConfigDict:
     return config
 
 
-def _narrow(config: ConfigDict) -> None:
-    config.model.global_channels = (8, 16, 32, 64, 128, 128, 128, 128)
-    config.model.local_channels = (8, 16, 32, 64, 128, 128, 128)
-    config.model.focal_channels = (8, 16, 32, 64)
-    config.model.chunk = 8
+def _small(config: ConfigDict) -> None:
+    narrow(config)
     config.augment.p_mirror = 0.5
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 3e-3
-    config.optim.weight_decay = 1e-2
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.2
     config.train.epochs = 7
     config.train.batch = 2
     config.train.evaluate_every = 2

@@ -61,42 +61,11 @@ def default() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # Of parameters, order of samples and augmentation.
 
-    config.data = data = ConfigDict()
-    data.name = "arcade"  # "arcade", "phantom" or "folder".
-    data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
-    data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
-    data.phantom = ConfigDict()
-    data.phantom.size = 256  # Side, pixels.
-    data.phantom.train = 200  # Number of training phantoms.
-    data.phantom.validation = 40  # Number of validation phantoms.
-    data.phantom.seed = 0  # Of all that is drawn.
-    data.folder = ConfigDict()
-    data.folder.splits = ""  # JSON file of the names of each split; empty means folds.
-    data.folder.folds = 5  # Parts that a permutation of the images is cut into.
-    data.folder.fold = 0  # The part to validate on; the others train.
-    data.folder.seed = 0  # Of the permutation.
-
+    config.data = _data()
     # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
     config.augment = ConfigDict(augment.Settings()._asdict())
 
-    config.model = model = ConfigDict()
-    model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
-    model.global_channels = (32, 64, 128, 256, 512, 512, 512, 512)  # A stage each.
-    model.local_channels = (32, 64, 128, 256, 512, 512, 512)
-    model.focal_channels = (32, 64, 128, 256)
-    model.window = 448  # Side a of the local window, pixels.
-    model.patch = 64  # Side b of a focal patch, pixels.
-    model.pixels_per_patch = 64  # Centreline pixels to one patch.
-    model.max_patches = 64  # Most patches an image; a true ARCADE centreline needs 28 at most.
-    model.chunk = 32  # Patches that FocalNet takes at once.
-    model.window_column = "midpoint"  # Of the rectangle; or "half_width" (released code).
-    model.centreline = "skeletonize"  # Or "close_and_thin" (released code).
-    model.centreline_region = "window"  # Or "image" (released code).
-    model.first_point = "centroid"  # Farthest from it; or "random", with seed 1 (released code).
-    model.refinement = "topology_first"  # Or "location_first", "sequential", "canvas_mean".
-    model.standardise = False  # Each image to mean 0 and standard deviation 1.
-    model.dtype = "float32"  # Of the networks' computation; or "bfloat16".
-
+    config.model = _model()
     config.optim = optim = ConfigDict()
     optim.name = "sgd"  # "sgd" (Nesterov momentum) or "adamw".
     optim.learning_rate = 0.01
@@ -133,6 +102,58 @@ def default() -> ConfigDict:
     config.ablate = ablate = ConfigDict()
     ablate.seeds = (0,)  # Each ablation is trained with each of them.
     return config.lock()
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.name = "arcade"  # "arcade", "phantom" or "folder".
+    data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
+    data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
+    data.phantom = ConfigDict()
+    data.phantom.size = 256  # Side, pixels.
+    data.phantom.train = 200  # Number of training phantoms.
+    data.phantom.validation = 40  # Number of validation phantoms.
+    data.phantom.seed = 0  # Of all that is drawn.
+    data.folder = ConfigDict()
+    data.folder.splits = ""  # JSON file of the names of each split; empty means folds.
+    data.folder.folds = 5  # Parts that a permutation of the images is cut into.
+    data.folder.fold = 0  # The part to validate on; the others train.
+    data.folder.seed = 0  # Of the permutation.
+    return data
+
+
+def _model() -> ConfigDict:
+    model = ConfigDict()
+    model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
+    model.global_channels = (32, 64, 128, 256, 512, 512, 512, 512)  # A stage each.
+    model.local_channels = (32, 64, 128, 256, 512, 512, 512)
+    model.focal_channels = (32, 64, 128, 256)
+    model.window = 448  # Side a of the local window, pixels.
+    model.patch = 64  # Side b of a focal patch, pixels.
+    model.pixels_per_patch = 64  # Centreline pixels to one patch.
+    model.max_patches = 64  # Most patches an image; a true ARCADE centreline needs 28 at most.
+    model.chunk = 32  # Patches that FocalNet takes at once.
+    model.window_column = "midpoint"  # Of the rectangle; or "half_width" (released code).
+    model.centreline = "skeletonize"  # Or "close_and_thin" (released code).
+    model.centreline_region = "window"  # Or "image" (released code).
+    model.first_point = "centroid"  # Farthest from it; or "random", with seed 1 (released code).
+    model.refinement = "topology_first"  # Or "location_first", "sequential", "canvas_mean".
+    model.standardise = False  # Each image to mean 0 and standard deviation 1.
+    model.dtype = "float32"  # Of the networks' computation; or "bfloat16".
+    return model
+
+
+def narrow(config: ConfigDict) -> None:
+    """Makes the networks narrow, and trains them accordingly, for machines without a GPU."""
+    config.model.global_channels = (8, 16, 32, 64, 128, 128, 128, 128)
+    config.model.local_channels = (8, 16, 32, 64, 128, 128, 128)
+    config.model.focal_channels = (8, 16, 32, 64)
+    config.model.chunk = 8
+    config.optim.name = "adamw"
+    config.optim.learning_rate = 3e-3
+    config.optim.weight_decay = 1e-2
+    config.optim.schedule = "cosine"
+    config.optim.warmup = 0.2
 
 
 def _check(config: ConfigDict) -> None:
