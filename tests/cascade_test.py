@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tprnet_jax import cascade, topology, windows
+from tprnet_jax import cascade, inference, topology, windows
 from tprnet_jax.cascade import BRANCHES, Cascade, Coarse
 from tprnet_jax.models.unet import UNet
 
@@ -106,7 +106,7 @@ def _final_by_definition(image, refinement):
 def test_predict_against_numpy(refinement):
     images = _blobs(0, 3, 25, 20)
     stubs = dataclasses.replace(STUBS, refinement=refinement)
-    found = cascade.predict(stubs, NO_PARAMS, images)["final"]
+    found = inference.predict(stubs, NO_PARAMS, images)["final"]
     decided = 0
     for image, probability in zip(images[..., 0], found, strict=True):
         expected, pixels = _final_by_definition(image, refinement)
@@ -150,7 +150,7 @@ def test_the_released_rules_against_numpy(refinement):
     )
     images = _blobs(5, 3, 25, 20)
     images[:, :, :6] = 0  # So that half the width is not the middle.
-    found = cascade.predict(released, NO_PARAMS, images)["final"]
+    found = inference.predict(released, NO_PARAMS, images)["final"]
     outside = 0
     for image, probability in zip(images[..., 0], found, strict=True):
         expected, patches = _released_by_definition(image, refinement)
@@ -162,7 +162,7 @@ def test_the_released_rules_against_numpy(refinement):
 @pytest.mark.parametrize("size", [(6, 20), (12, 12), (13, 9), (4, 3), (31, 4)])
 def test_predict_where_window_or_patch_shrink_to_the_image(size):
     images = _blobs(1, 2, *size)
-    found = cascade.predict(STUBS, NO_PARAMS, images)["final"]
+    found = inference.predict(STUBS, NO_PARAMS, images)["final"]
     assert found.shape == (2, *size)
     for image, probability in zip(images[..., 0], found, strict=True):
         expected, pixels = _final_by_definition(image, STUBS.refinement)
@@ -174,8 +174,8 @@ def test_the_patch_chunk_changes_nothing():
     images = _blobs(2, 2, 25, 20)
     whole = dataclasses.replace(STUBS, chunk=40)
     np.testing.assert_allclose(
-        cascade.predict(STUBS, NO_PARAMS, images)["final"],
-        cascade.predict(whole, NO_PARAMS, images)["final"],
+        inference.predict(STUBS, NO_PARAMS, images)["final"],
+        inference.predict(whole, NO_PARAMS, images)["final"],
         atol=1e-6,
     )
 
@@ -208,7 +208,7 @@ def test_refine_by_hand(refinement, covered):
 def test_without_focalnet_the_last_stage_is_global_local():
     images = _blobs(0, 2, 14, 15)
     ablation = dataclasses.replace(STUBS, focal_net=None)
-    found = cascade.predict(ablation, NO_PARAMS, images)
+    found = inference.predict(ablation, NO_PARAMS, images)
     assert tuple(found) == ablation.stages == ("global", "global_local", "final")
     np.testing.assert_array_equal(found["final"], found["global_local"])
     assert (found["final"] != found["global"]).any()
@@ -217,7 +217,7 @@ def test_without_focalnet_the_last_stage_is_global_local():
 def test_without_localnet_the_last_stage_is_global():
     images = _blobs(0, 2, 14, 15)
     ablation = dataclasses.replace(STUBS, local_net=None, focal_net=None)
-    found = cascade.predict(ablation, NO_PARAMS, images)
+    found = inference.predict(ablation, NO_PARAMS, images)
     assert tuple(found) == ablation.stages == ("global", "final")
     np.testing.assert_array_equal(found["final"], found["global"])
     for image, probability in zip(images[..., 0], found["global"], strict=True):
@@ -237,7 +237,7 @@ def test_an_empty_global_mask_centres_the_window():
 
 def test_an_empty_centreline_leaves_global_local_as_it_is():
     blind = dataclasses.replace(STUBS, global_net=Threshold(8, 2.0), local_net=Threshold(4, 2.0))
-    found = cascade.predict(blind, NO_PARAMS, _blobs(0, 2, 25, 20))
+    found = inference.predict(blind, NO_PARAMS, _blobs(0, 2, 25, 20))
     np.testing.assert_array_equal(found["final"], found["global_local"])
     assert (found["final"] < 0.5).all()
 
@@ -245,7 +245,7 @@ def test_an_empty_centreline_leaves_global_local_as_it_is():
 def test_an_empty_image_beside_one_with_vessels():
     images = _blobs(0, 2, 25, 20)
     images[0] = 0
-    found = cascade.predict(STUBS, NO_PARAMS, images)
+    found = inference.predict(STUBS, NO_PARAMS, images)
     np.testing.assert_array_equal(found["final"][0], found["global_local"][0])
     assert (found["final"][1] != found["global_local"][1]).any()
 
@@ -324,7 +324,8 @@ def test_a_standardised_cascade_ignores_brightness_and_contrast(tiny, tiny_param
     standard = dataclasses.replace(tiny, standardise=True)
     unit = (tiny_images / 255).astype(np.float32)
     expected, found = (
-        cascade.predict(standard, tiny_params, images)["final"] for images in (unit, 0.2 + unit / 2)
+        inference.predict(standard, tiny_params, images)["final"]
+        for images in (unit, 0.2 + unit / 2)
     )
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
@@ -333,11 +334,11 @@ def test_a_standardised_cascade_ignores_brightness_and_contrast(tiny, tiny_param
 def test_a_batch_is_predicted_as_its_images_are(tiny, tiny_params, size):
     """Sums in another order may change the last digits of a logit, and nothing else."""
     images = np.random.default_rng(3).integers(0, 256, (3, *size, 1), np.uint8)
-    together = cascade.predict(tiny, tiny_params, images)
+    together = inference.predict(tiny, tiny_params, images)
     assert tuple(together) == ("global", "global_local", "final")
     assert (together["final"] != together["global_local"]).any(axis=(1, 2)).all()
     for index, image in enumerate(images):
-        alone = cascade.predict(tiny, tiny_params, image[None])
+        alone = inference.predict(tiny, tiny_params, image[None])
         for stage, probability in alone.items():
             assert probability.dtype == np.float32
             assert probability.shape == (1, *size)
@@ -347,8 +348,8 @@ def test_a_batch_is_predicted_as_its_images_are(tiny, tiny_params, size):
 def test_bytes_and_unit_floats_are_predicted_alike(tiny, tiny_params, tiny_images):
     floats = tiny_images / np.float32(255)
     np.testing.assert_allclose(
-        cascade.predict(tiny, tiny_params, floats)["final"],
-        cascade.predict(tiny, tiny_params, tiny_images)["final"],
+        inference.predict(tiny, tiny_params, floats)["final"],
+        inference.predict(tiny, tiny_params, tiny_images)["final"],
         atol=1e-5,
     )
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import cascade, topology
+from tprnet_jax import cascade, inference, topology
 from tprnet_jax import config as configuration
 from tprnet_jax.models.weights import from_torch, idle_heads, to_torch
 from tprnet_jax.step import State, train_step
@@ -244,7 +244,7 @@ def test_fusion(golden, system, trainer, coarse, patches, focal, mode):
 
 def test_prediction(golden, system, params):
     """The whole way at once: the test script's probabilities."""
-    found = cascade.predict(system, params, golden["image"][None, ..., None])["final"]
+    found = inference.predict(system, params, golden["image"][None, ..., None])["final"]
     background, vessel = np.moveaxis(golden["final_test"].astype(np.float64), -1, 0)
     expected = 1 / (1 + np.exp(background - vessel))
     np.testing.assert_allclose(_every_third(found)[0], expected, atol=1e-4)

@@ -77,15 +77,6 @@ def test_processes_share_each_batch():
             np.testing.assert_array_equal(batch[key], np.concatenate([first[key], second[key]]))
 
 
-def test_eval_batches_keep_the_order_and_end_short():
-    batches = list(loader.eval_batches(_source(5), 2))
-    assert [[e["name"] for e in batch] for batch in batches] == [
-        [b"0.png", b"1.png"],
-        [b"2.png", b"3.png"],
-        [b"4.png"],
-    ]
-
-
 def test_images_of_different_sizes_in_a_batch_are_named():
     source = _source(4)
     source[2] = {**source[2], "image": np.zeros((5, 4, 1), np.uint8)}

@@ -44,7 +44,7 @@ def test_a_mask_is_what_evaluation_scores(trained, tmp_path):
     cascade = configuration.cascade(config)
     params, _ = evaluate.checkpoints.restore_params(workdir, "best", cascade)
     image = cv2.imread(str(source / "one.png"), cv2.IMREAD_UNCHANGED)[..., None]
-    (masks,) = evaluate.segment(cascade, params, [{"image": image}], batch=1)
+    ((_, masks),) = evaluate.segment(cascade, params, [{"image": image}], batch=1)
     written = cv2.imread(str(tmp_path / "out/one_mask.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(written == 255, masks["final"])
 

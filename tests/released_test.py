@@ -23,7 +23,7 @@ from golden_test import (
 )
 from ml_collections import ConfigDict
 
-from tprnet_jax import cascade, topology
+from tprnet_jax import cascade, inference, topology
 from tprnet_jax import config as configuration
 from tprnet_jax.data import arcade
 from tprnet_jax.models.weights import from_torch, to_torch
@@ -346,7 +346,7 @@ def test_the_whole_way_on_20_real_images(trained_model):
         np.testing.assert_array_equal(centreline, output.places.centreline > 0)
         _, corners = cascade.sample_patches(system, vessel, corner, image.shape)
         np.testing.assert_array_equal(corners, output.places.corners)
-        final = cascade.predict(system, params, batch)["final"][0] > 0.5
+        final = inference.predict(system, params, batch)["final"][0] > 0.5
         expected = released.is_vessel(output.final)
         unlike.append((final != expected).sum())
         patches.append(len(corners))

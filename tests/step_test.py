@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import cascade, config, optimiser, windows
+from tprnet_jax import cascade, config, inference, optimiser, windows
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.step import State, Trainer, initial_state, train_step
@@ -305,7 +305,7 @@ def test_a_new_number_of_patches_compiles_nothing(
     def work(reluctance, images, with_focal):
         state = _state(clipped, _reluctant(tiny_params, reluctance))
         state, scalars = train_step(clipped, state, images, masks, with_focal)
-        cascade.predict(clipped.cascade, state.params, images)
+        inference.predict(clipped.cascade, state.params, images)
         return int(scalars["patches"])
 
     before = len(compilations)

@@ -53,6 +53,7 @@ BOUNDS = {
     "train.skip_limit": (1, math.inf),
     "eval.batch": (1, math.inf),
     "eval.figures": (0, math.inf),
+    "predict.batch": (1, math.inf),
 }
 
 
@@ -94,6 +95,7 @@ def default() -> ConfigDict:
     config.predict = predict = ConfigDict()
     predict.input = ""  # An image, or a folder of images.
     predict.output = ""  # The folder to write masks and overlays to.
+    predict.batch = 1  # Images of one size at a time; more are faster on a GPU.
 
     config.convert = convert = ConfigDict()
     convert.input = ""  # A PyTorch checkpoint to import into the workdir.

@@ -4,8 +4,9 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Iterator, Sequence
-from itertools import chain, groupby
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import groupby, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,15 +14,14 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, figures, metrics
+from tprnet_jax import checkpoints, figures, inference, metrics
 from tprnet_jax import config as configuration
-from tprnet_jax.cascade import Cascade, predict
+from tprnet_jax.cascade import Cascade
 from tprnet_jax.data import loader
 from tprnet_jax.data.images import write_png
 from tprnet_jax.files import write_whole
 from tprnet_jax.workdir import warn_of_other_model
 
-THRESHOLD = 0.5
 COLUMNS = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "asd": "ASD"}
 STAGES = {"global": "Global", "global_local": "Global + Local", "final": "Final"}
 
@@ -90,39 +90,49 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
     scores = Scores([], {s: [] for s in cascade.stages}, {s: [] for s in cascade.stages})
     # At position 0 it takes the place of a training's bar, which stands still meanwhile.
     progress = tqdm.tqdm(total=len(source), desc="evaluate", unit="image", leave=False, position=0)
-    for examples in loader.eval_batches(source, batch):
-        all_masks = segment(cascade, params, examples, batch)
-        for example, masks in zip(examples, all_masks, strict=True):
-            truth = example["mask"][..., 0] > 127
-            scores.names.append(example["name"].decode())
-            for stage, mask in masks.items():
-                scores.rows[stage].append(metrics.evaluate(mask, truth))
-                scores.cases[stage].append(metrics.emptiness(mask, truth))
-            progress.update()
+    examples = (source[index] for index in range(len(source)))
+    for example, masks in segment(cascade, params, examples, batch):
+        truth = example["mask"][..., 0] > 127
+        scores.names.append(example["name"].decode())
+        for stage, mask in masks.items():
+            scores.rows[stage].append(metrics.evaluate(mask, truth))
+            scores.cases[stage].append(metrics.emptiness(mask, truth))
+        progress.update()
     progress.close()
     return scores
 
 
 def segment(
-    cascade: Cascade, params, examples: Sequence[dict], batch: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Masks of each stage, bool `(height, width)`, example by example.
+    cascade: Cascade, params, examples: Iterable[dict], batch: int
+) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+    """Each example with its masks: bool `(height, width)` of each stage.
 
-    Neighbours of one size pass together; batches are filled up to `batch`, so that a shorter last
-    one compiles nothing.
+    Neighbours of one size pass together; batches are filled up to `batch`, so that a shorter one
+    compiles nothing.
 
     Args:
         cascade: The networks.
         params: Parameters by branch.
-        examples: At most `batch` of them.
-        batch: Size of the batches.
+        examples: With an "image" `(height, width, 1)`, see `cascade.to_unit`.
+        batch: Images at a time.
     """
+    groups = deque()
+
+    def images():
+        for group in _of_one_size(examples, batch):
+            groups.append(group)
+            stack = np.stack([example["image"] for example in group])
+            yield np.pad(stack, ((0, batch - len(group)), (0, 0), (0, 0), (0, 0)))
+
+    for masks in inference.segment(cascade, params, images()):
+        for index, example in enumerate(groups.popleft()):
+            yield example, {stage: mask[index] for stage, mask in masks.items()}
+
+
+def _of_one_size(examples: Iterable[dict], most: int) -> Iterator[list[dict]]:
     for _, group in groupby(examples, key=lambda example: example["image"].shape):
-        images = np.stack([example["image"] for example in group])
-        filling = ((0, batch - len(images)), (0, 0), (0, 0), (0, 0))
-        probabilities = predict(cascade, params, np.pad(images, filling))
-        for index in range(len(images)):
-            yield {stage: p[index] > THRESHOLD for stage, p in probabilities.items()}
+        while some := list(islice(group, most)):
+            yield some
 
 
 def summary(scores: Scores) -> dict:
@@ -169,12 +179,8 @@ def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: P
         old.unlink()
     dice = [row["dice"] for row in scores.rows["final"]]
     chosen = figures.choose(dice, config.figures)
-    examples = [source[index] for index in chosen]
-    all_masks = chain.from_iterable(
-        segment(cascade, params, some, config.batch)
-        for some in loader.eval_batches(examples, config.batch)
-    )
-    for rank, (index, example, masks) in enumerate(zip(chosen, examples, all_masks, strict=True)):
+    segmented = segment(cascade, params, (source[index] for index in chosen), config.batch)
+    for rank, (index, (example, masks)) in enumerate(zip(chosen, segmented, strict=True)):
         image = example["image"][..., 0]
         if image.dtype == np.uint8:
             image = image.astype(np.float32) / 255

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ from ml_collections import ConfigDict
 
 from tprnet_jax import checkpoints, evaluate, figures
 from tprnet_jax import config as configuration
-from tprnet_jax.cascade import Cascade, predict
 from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
 from tprnet_jax.errors import UserError
 from tprnet_jax.workdir import warn_of_other_model
@@ -31,20 +31,25 @@ def run(config: ConfigDict, workdir: Path) -> None:
     warn_of_other_model(config, workdir)
     output = _make_output(config.predict.output, paths[0].parent)
     skipped = []
-    for path in tqdm.tqdm(paths, desc="predict", unit="image"):
-        try:
-            image = read_grey(path)
-        except UserError as error:
-            tqdm.tqdm.write(f"skipped: {error}", file=sys.stderr)
-            skipped.append(path)
-            continue
-        mask = segment(cascade, params, image)
-        write_png(output / f"{path.stem}_mask.png", mask.astype(np.uint8) * 255)
-        write_png(output / f"{path.stem}_overlay.png", figures.overlay(image, mask))
+    examples = _readable(paths, skipped)
+    for example, masks in evaluate.segment(cascade, params, examples, config.predict.batch):
+        stem, mask = example["stem"], masks["final"]
+        write_png(output / f"{stem}_mask.png", mask.astype(np.uint8) * 255)
+        write_png(output / f"{stem}_overlay.png", figures.overlay(example["image"][..., 0], mask))
     print(f"{len(paths) - len(skipped)} of {len(paths)} images segmented into {output}")
     if skipped:
         names = ", ".join(path.name for path in skipped)
         raise UserError(f"{len(skipped)} of {len(paths)} images could not be read: {names}")
+
+
+def _readable(paths: list[Path], skipped: list[Path]) -> Iterator[dict]:
+    """The images that can be read; the others are named, and noted in `skipped`."""
+    for path in tqdm.tqdm(paths, desc="predict", unit="image"):
+        try:
+            yield {"stem": path.stem, "image": read_grey(path)[..., None]}
+        except UserError as error:
+            tqdm.tqdm.write(f"skipped: {error}", file=sys.stderr)
+            skipped.append(path)
 
 
 def find_images(given: str) -> list[Path]:
@@ -93,8 +98,3 @@ def _make_output(given: str, source: Path) -> Path:
             f"config.predict.output={given} cannot be made ({error.strerror}); give another folder"
         ) from error
     return output
-
-
-def segment(cascade: Cascade, params, image: np.ndarray) -> np.ndarray:
-    """Final mask, bool `(height, width)`, of a float32 image `(height, width)` in [0, 1]."""
-    return predict(cascade, params, image[None, ..., None])["final"][0] > evaluate.THRESHOLD

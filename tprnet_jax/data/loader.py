@@ -90,9 +90,3 @@ def _stack(examples: list[dict]) -> dict[str, np.ndarray]:
             "set config.train.batch to 1, or bring the images to one size"
         )
     return {key: np.stack([e[key] for e in examples]) for key in ("image", "mask", "name")}
-
-
-def eval_batches(source, batch: int) -> Iterator[list[dict]]:
-    """The examples in order, `batch` at a time; the last batch may be shorter."""
-    for start in range(0, len(source), batch):
-        yield [source[index] for index in range(start, min(start + batch, len(source)))]

@@ -7,17 +7,47 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-NEGATIVE_SLOPE = 0.01
-EPSILON = 1e-5
+from tprnet_jax.models import layers
 
 # He et al. 2015 for a leaky ReLU: variance 2 / ((1 + slope^2) fan_in).
-_GAIN = 2.0 / (1.0 + NEGATIVE_SLOPE**2)
+_GAIN = 2.0 / (1.0 + layers.NEGATIVE_SLOPE**2)
 he_normal = nn.initializers.variance_scaling(_GAIN, "fan_in", "normal")
 # A transposed convolution's fan-in counts its output channels, as in PyTorch, where the released
 # networks were initialised.
 he_normal_transposed = nn.initializers.variance_scaling(
     _GAIN, "fan_in", "normal", in_axis=-1, out_axis=-2
 )
+
+
+class Conv(nn.Module):
+    """3x3 convolution, to be followed by a `Norm`.
+
+    Its bias has no effect, because the normalisation takes any constant away; it is there because
+    the networks of nnU-Net and their checkpoints have it.
+    """
+
+    features: int
+    stride: int
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x):
+        """Maps `(batch, height, width, any)` to `(batch, height / stride, ..., features)`."""
+        kernel = self.param("kernel", he_normal, (3, 3, x.shape[-1], self.features))
+        self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        return layers.convolve(x, kernel, self.stride)
+
+
+class Norm(nn.Module):
+    """Affine instance normalisation and leaky ReLU, see `layers.normalise`."""
+
+    @nn.compact
+    def __call__(self, x):
+        """Returns the activations."""
+        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
+        return layers.normalise(x, scale, bias)
 
 
 class ConvBlock(nn.Module):
@@ -33,20 +63,8 @@ class ConvBlock(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Returns the block's activations."""
-        x = nn.Conv(
-            self.features,
-            (3, 3),
-            strides=self.stride,
-            padding=1,
-            kernel_init=he_normal,
-            dtype=self.dtype,
-            name="conv",
-        )(x)
-        # The fast variance, E[x^2] - E[x]^2, cancels: it doubles the distance to PyTorch's logits.
-        x = nn.InstanceNorm(
-            epsilon=EPSILON, dtype=self.dtype, use_fast_variance=False, name="norm"
-        )(x)
-        return nn.leaky_relu(x, NEGATIVE_SLOPE)
+        x = Conv(self.features, self.stride, self.dtype, name="conv")(x)
+        return Norm(name="norm")(x)
 
 
 class UpConv(nn.Module):
