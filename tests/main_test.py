@@ -19,7 +19,7 @@ def _run(*arguments):
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
-            "one of <train|eval|predict|ablate|convert|check>",
+            "one of <train|eval|predict|ablate|convert|check|benchmark>",
         ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),

@@ -3,8 +3,8 @@
     python tests/make_golden.py
 
 It needs PyTorch, dynamic-network-architectures, opencv-contrib-python-headless and scikit-image,
-and nothing of `tprnet_jax`. The networks are narrow and otherwise those of the released system;
-their weights were random, none of them zero, before a short training. Kept are:
+and nothing of `tprnet_jax` but `released.py`. The networks are narrow and otherwise those of the
+released system; their weights were random, none of them zero, before a short training. Kept are:
 
 - `image`, `mask`: `(256, 256)` uint8. `sizes`: window, patch, and centreline pixels to a patch.
 - `global_channels`, `local_channels`, `focal_channels`.
@@ -27,9 +27,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import released
 import torch
 from skimage.morphology import skeletonize
+
+from tprnet_jax import released
 
 GOLDEN = Path(__file__).with_name("golden.npz")
 SIDE = 256

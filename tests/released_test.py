@@ -1,4 +1,4 @@
-"""The released system here against PyTorch and OpenCV, live; see released.py."""
+"""The released system here against PyTorch and OpenCV, live; see tprnet_jax/released.py."""
 
 import copy
 import functools
@@ -40,7 +40,8 @@ if not hasattr(cv2, "ximgproc"):
     pytest.skip(NEEDS, allow_module_level=True)
 
 import make_golden  # noqa: E402, these two need all of the above
-import released  # noqa: E402
+
+from tprnet_jax import released  # noqa: E402
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")

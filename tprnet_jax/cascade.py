@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax import topology, windows
+from tprnet_jax import device_topology, topology, windows
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.windows import Patches
 
@@ -27,6 +27,7 @@ BRANCHES = ("global", "local", "focal")
 REFINEMENTS = ("topology_first", "location_first", "sequential", "canvas_mean")
 WINDOW_COLUMNS = ("midpoint", "half_width")
 CENTRELINE_REGIONS = ("window", "image")
+TOPOLOGIES = ("host", "device")
 # What the first patch on a pixel takes of it where patches are laid in order.
 FIRST_SHARES = {"sequential": 0.5, "canvas_mean": 1.0}
 
@@ -55,6 +56,8 @@ class Cascade:
         centreline: How it is thinned, see `topology.centreline`.
         first_point: Where sampling starts, see `topology.farthest_points`.
         standardise: Whether the networks see each image with mean 0 and standard deviation 1.
+        topology: Whether the "host" or the "device" finds the centrelines and samples them; the
+            patches are the same.
     """
 
     global_net: UNet
@@ -71,6 +74,7 @@ class Cascade:
     centreline: str = "skeletonize"
     first_point: str = "centroid"
     standardise: bool = False
+    topology: str = "host"
 
     @property
     def networks(self) -> dict[str, UNet]:
@@ -180,7 +184,7 @@ def sampling_mask(cascade: Cascade, coarse: Coarse) -> tuple[jax.Array, jax.Arra
 def sample_patches(
     cascade: Cascade, vessel: np.ndarray, origin: np.ndarray, image: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The host stage: centreline, farthest points, valid patch origins (Eqs. 2 and 4).
+    """The topology stage: centreline, farthest points, valid patch origins (Eqs. 2 and 4).
 
     Args:
         cascade: The sizes.
@@ -192,6 +196,10 @@ def sample_patches(
         `owner` `(patches,)` and `origin` `(patches, 2)`, int32, image after image, each image's
         patches in sampling order.
     """
+    if cascade.topology == "device":
+        patches, count = jax.device_get(patches_on_device(cascade, vessel, origin, image))
+        return patches.owner[:count], patches.origin[:count]
+    vessel, origin = jax.device_get((vessel, origin))
     owners, origins = [], []
     for index, (mask, corner) in enumerate(zip(vessel, origin, strict=True)):
         centres = topology.patch_centres(
@@ -204,6 +212,22 @@ def sample_patches(
         owners.append(np.full(len(centres), index, np.int32))
         origins.append(windows.valid_origin(centres + corner, cascade.patch_in(image), image))
     return np.concatenate(owners), np.concatenate(origins).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def patches_on_device(
+    cascade: Cascade, vessel: jax.Array, origin: jax.Array, image: tuple[int, int]
+) -> tuple[Patches, jax.Array]:
+    """As `sample_patches`: all patches there could be, empty slots last, and their number."""
+    centres, count = device_topology.patch_centres(
+        vessel,
+        cascade.pixels_per_patch,
+        cascade.max_patches,
+        cascade.centreline,
+        cascade.first_point,
+    )
+    patch = cascade.patch_in(image)
+    return device_topology.sample_patches(centres, count, origin, image, patch)
 
 
 def chunks(

@@ -8,6 +8,7 @@ from tprnet_jax.cascade import (
     BRANCHES,
     CENTRELINE_REGIONS,
     REFINEMENTS,
+    TOPOLOGIES,
     WINDOW_COLUMNS,
     Cascade,
 )
@@ -24,6 +25,7 @@ CHOICES = {
     "model.first_point": FIRST_POINTS,
     "model.refinement": REFINEMENTS,
     "model.dtype": ("float32", "bfloat16"),
+    "topology": TOPOLOGIES,
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("poly", "cosine"),
     "train.refinement": ("", *REFINEMENTS),
@@ -54,6 +56,7 @@ BOUNDS = {
     "eval.batch": (1, math.inf),
     "eval.figures": (0, math.inf),
     "predict.batch": (1, math.inf),
+    "benchmark.repeats": (1, math.inf),
 }
 
 
@@ -66,6 +69,9 @@ def default() -> ConfigDict:
     # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
     config.augment = ConfigDict(augment.Settings()._asdict())
 
+    config.topology = (
+        "host"  # Where centrelines are found and sampled; or "device", to the same end.
+    )
     config.model = _model()
     config.optim = optim = ConfigDict()
     optim.name = "sgd"  # "sgd" (Nesterov momentum) or "adamw".
@@ -96,6 +102,12 @@ def default() -> ConfigDict:
     predict.input = ""  # An image, or a folder of images.
     predict.output = ""  # The folder to write masks and overlays to.
     predict.batch = 1  # Images of one size at a time; more are faster on a GPU.
+
+    config.benchmark = benchmark = ConfigDict()
+    benchmark.batches = (1, 2, 4)  # Sizes of batch; stages and peer are timed with the last.
+    benchmark.sides = ()  # Sides of square images, pixels, to time besides, one at a time.
+    benchmark.repeats = 3  # Timings that each median is of.
+    benchmark.peer = False  # Time the released system too, in PyTorch.
 
     config.convert = convert = ConfigDict()
     convert.input = ""  # A PyTorch checkpoint to import into the workdir.
@@ -246,4 +258,5 @@ def cascade(config: ConfigDict) -> Cascade:
         centreline=model.centreline,
         first_point=model.first_point,
         standardise=model.standardise,
+        topology=config.topology,
     )

@@ -80,9 +80,12 @@ def _constrain(devices: Mesh | None, tree, spec: PartitionSpec):
     )
 
 
-def own_rows(array: jax.Array) -> tuple[np.ndarray, int]:
+def own_rows(array: jax.Array) -> tuple[jax.Array | np.ndarray, int]:
     """This process's rows of an array divided by `shard`, and the number of the first one."""
     shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
+    if len(shards) == 1:
+        ((first, rows),) = shards.items()
+        return rows, first
     return np.concatenate(jax.device_get([shards[start] for start in sorted(shards)])), min(shards)
 
 

@@ -2,8 +2,9 @@
 
 import functools
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from itertools import repeat
 from typing import NamedTuple
 
 import jax
@@ -20,10 +21,18 @@ from tprnet_jax.cascade import (
     is_vessel,
     lay,
     network_input,
+    patches_on_device,
     refine,
     sample_patches,
     sampling_mask,
 )
+from tprnet_jax.windows import Patches
+
+
+def unwatched(stage: str, result):
+    """Nobody times the stages: returns the result."""
+    del stage
+    return result
 
 
 def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -38,13 +47,17 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
         Foreground probability `(batch, height, width)` float32 of each stage, in their order.
     """
     with ThreadPoolExecutor(1) as host:
-        logits = _finish(cascade, params, _begin(cascade, params, images, host))
+        logits = _finish(cascade, params, _begin(cascade, params, images, None, host))
     probabilities = jax.device_get(_probabilities(cascade, *logits))
     return {stage: probabilities[stage] for stage in cascade.stages}
 
 
 def segment(
-    cascade: Cascade, params: dict, batches: Iterable[np.ndarray]
+    cascade: Cascade,
+    params: dict,
+    batches: Iterable[np.ndarray],
+    vessels: Iterable[np.ndarray | None] = repeat(None),
+    watch: Callable = unwatched,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Runs the whole cascade on batch after batch.
 
@@ -55,17 +68,37 @@ def segment(
         cascade: The networks.
         params: Parameters by branch.
         batches: Images, each batch as for `predict`; a new size of batch or image compiles.
+        vessels: Masks `(batch, height, width)` bool to take the centrelines from in place of what
+            the networks find, for benchmarks of untrained ones.
+        watch: Called with the name of each stage and what it gave, which it returns.
 
     Yields:
         Mask `(batch, height, width)` bool of each stage, in their order: where the foreground
         probability exceeds 0.5.
     """
+    pairs = zip(batches, vessels, strict=False)
+    if cascade.topology == "device":
+        sent = (_send(whole(cascade, params, *pair), pair[0]) for pair in pairs)
+    else:
+        sent = _beside_the_host(cascade, params, pairs, watch)
+    for bits, width in _one_behind(sent):
+        masks = np.unpackbits(np.asarray(bits), axis=-1, count=width).astype(bool)
+        watch("fusion", masks)
+        yield dict(zip(cascade.stages, masks, strict=True))
+
+
+def _beside_the_host(cascade, params, pairs, watch) -> Iterator[tuple[jax.Array, int]]:
     with ThreadPoolExecutor(1) as host:
-        begun = (_begin(cascade, params, images, host) for images in batches)
-        finished = (_sent(cascade, params, batch) for batch in _one_behind(begun))
-        for bits, width in _one_behind(finished):
-            masks = np.unpackbits(np.asarray(bits), axis=-1, count=width).astype(bool)
-            yield dict(zip(cascade.stages, masks, strict=True))
+        begun = (_begin(cascade, params, *pair, host, watch) for pair in pairs)
+        for batch in _one_behind(begun):
+            bits = _bits(cascade, *_finish(cascade, params, batch, watch))
+            yield _send(bits, batch.images)
+
+
+def _send(bits: jax.Array, images) -> tuple[jax.Array, int]:
+    """The bits, on their way to the host, and the width of an image."""
+    bits.copy_to_host_async()
+    return bits, images.shape[2]
 
 
 def _one_behind(items: Iterable) -> Iterator:
@@ -79,26 +112,41 @@ def _one_behind(items: Iterable) -> Iterator:
 
 
 class _Batch(NamedTuple):
-    """A batch under way: images, logits of Global and Local, and what the host will return."""
+    """A batch under way.
+
+    Attributes:
+        images: On the device.
+        coarse: Logits of Global and Local.
+        patches: What the topology stage will return; None without FocalNet.
+    """
 
     images: jax.Array
     coarse: Coarse
     patches: Future | None
 
 
-def _begin(cascade: Cascade, params, images: np.ndarray, host: Executor) -> _Batch:
+def _begin(cascade, params, images, vessel, host: Executor, watch=unwatched) -> _Batch:
     images = jnp.asarray(images)
-    coarse, to_sample = _coarse(cascade, params, images)
+    coarse, to_sample = watch("coarse", _coarse(cascade, params, images))
     if to_sample is None:
         return _Batch(images, coarse, None)
-    return _Batch(images, coarse, host.submit(_host_stage, cascade, to_sample, images.shape[1:3]))
+    patches = host.submit(_host_stage, cascade, to_sample, images.shape[1:3], vessel, watch)
+    return _Batch(images, coarse, patches)
 
 
-def _host_stage(cascade: Cascade, to_sample, image: tuple[int, int]):
-    return sample_patches(cascade, *jax.device_get(to_sample), image)
+def _host_stage(cascade: Cascade, to_sample, image: tuple[int, int], vessel, watch):
+    found, corner = watch("transfer", jax.device_get(to_sample))
+    if vessel is not None:
+        found = _cut_out(vessel, corner, found.shape[1:])
+    return watch("sampling", sample_patches(cascade, found, corner, image))
 
 
-def _finish(cascade: Cascade, params, batch: _Batch) -> tuple[Coarse, jax.Array | None]:
+def _cut_out(masks: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    cut = zip(masks, corners, strict=True)
+    return np.stack([mask[r : r + size[0], c : c + size[1]] for mask, (r, c) in cut])
+
+
+def _finish(cascade, params, batch: _Batch, watch=unwatched) -> tuple[Coarse, jax.Array | None]:
     """Logits of Global and Local, and the canvas of the patches."""
     if batch.patches is None:
         return batch.coarse, None
@@ -106,14 +154,47 @@ def _finish(cascade: Cascade, params, batch: _Batch) -> tuple[Coarse, jax.Array 
     canvas = windows.empty_canvas(size, tuple(image), channels=2)
     for patches in chunks(cascade.chunk, *batch.patches.result(), size):
         canvas = _focal(cascade, params, batch.images, canvas, patches)
-    return batch.coarse, canvas
+    return batch.coarse, watch("focal", canvas)
 
 
-def _sent(cascade: Cascade, params, batch: _Batch) -> tuple[jax.Array, int]:
-    """The masks as bits, on their way to the host, and the width of an image."""
-    bits = _bits(cascade, *_finish(cascade, params, batch))
-    bits.copy_to_host_async()
-    return bits, batch.images.shape[2]
+@functools.partial(jax.jit, static_argnums=0)
+def whole(cascade: Cascade, params, images: jax.Array, vessel: jax.Array | None) -> jax.Array:
+    """The whole cascade as one program, the topology stage on the device.
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        images: As for `predict`.
+        vessel: As an item of `segment`'s `vessels`.
+
+    Returns:
+        Masks `(stages, batch, height, ceil(width / 8))` uint8, eight pixels a byte.
+    """
+    coarse, to_sample = _coarse(cascade, params, images)
+    if to_sample is None:
+        return _bits(cascade, coarse, None)
+    found, corner = to_sample
+    if vessel is not None:
+        found = windows.crop(vessel[..., None], corner, found.shape[1:])[..., 0]
+    patches, count = patches_on_device(cascade, found, corner, images.shape[1:3])
+    return _bits(cascade, coarse, _all_patches(cascade, params, images, patches, count))
+
+
+def _all_patches(cascade: Cascade, params, images, patches: Patches, count) -> jax.Array:
+    batch, *image, _ = images.shape
+    missing = -len(patches.owner) % cascade.chunk
+    owner = jnp.pad(patches.owner, (0, missing), constant_values=batch)
+    patches = Patches(owner, jnp.pad(patches.origin, ((0, missing), (0, 0))))
+
+    def lay_chunk(state):
+        start, canvas = state
+        some = [jax.lax.dynamic_slice_in_dim(array, start, cascade.chunk) for array in patches]
+        canvas = _focal(cascade, params, images, canvas, Patches(*some))
+        return start + cascade.chunk, canvas
+
+    canvas = windows.empty_canvas(batch, tuple(image), channels=2)
+    state = jnp.int32(0), canvas
+    return jax.lax.while_loop(lambda state: state[0] < count, lay_chunk, state)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)

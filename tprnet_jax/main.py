@@ -17,6 +17,7 @@ MODES = {
     "ablate": "ablate",
     "convert": "convert",
     "check": "check",
+    "benchmark": "benchmark",
 }
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -25,6 +26,12 @@ _CONFIG = config_flags.DEFINE_config_file(
 _MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; runs/<name of the configuration> unless given."
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tprnet_jax"),
+    "Folder where compiled programs are kept for the next start; empty to keep none. JAX's own "
+    "variable JAX_COMPILATION_CACHE_DIR goes before it.",
 )
 _COORDINATOR = flags.DEFINE_string(
     "coordinator",
@@ -42,6 +49,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options have the form --name=value")
         logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
+        _keep_compiled()
         if _COORDINATOR.value:
             from tprnet_jax import devices
 
@@ -59,6 +67,16 @@ def main(argv: list[str]) -> None:
         print(f"error: {error or 'interrupted'}", file=sys.stderr, flush=True)
         # Threads that still compile would crash an orderly exit.
         os._exit(getattr(error, "status", 130))
+
+
+def _keep_compiled() -> None:
+    if not _COMPILATION_CACHE.value or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(_COMPILATION_CACHE.value))
+    # The cascade has many small programs too; together they take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _workdir() -> Path:

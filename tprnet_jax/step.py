@@ -30,6 +30,7 @@ from tprnet_jax.cascade import (
     to_unit,
 )
 from tprnet_jax.data import augment
+from tprnet_jax.inference import unwatched
 from tprnet_jax.windows import Patches
 
 
@@ -45,6 +46,8 @@ class Trainer(NamedTuple):
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
         seed: Of the augmentation.
+        from_truth: Whether the centrelines are those of the true masks in place of what the
+            networks find, for benchmarks of untrained ones.
     """
 
     cascade: Cascade
@@ -55,6 +58,7 @@ class Trainer(NamedTuple):
     mesh: jax.sharding.Mesh | None = None
     augmentation: augment.Settings = augment.Settings()
     seed: int = 0
+    from_truth: bool = False
 
 
 class State(NamedTuple):
@@ -89,6 +93,7 @@ def train_step(
     masks: np.ndarray,
     with_focal: bool,
     samples: tuple[np.ndarray, np.ndarray] | None = None,
+    watch: Callable = unwatched,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes one step.
 
@@ -101,30 +106,46 @@ def train_step(
         with_focal: Whether FocalNet takes part.
         samples: Epoch and index of each image, `(batch,)` int32, which decide what the augmentation
             does to it; None for no augmentation.
+        watch: Called with the name of each stage and what it gave, which it returns.
 
     Returns:
         The state after the step and scalars: "loss", each of its terms, "gradient_norm",
         "learning_rate", "skipped" (see `State`) and "patches" (their number). Where the loss or
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
-    images, masks = devices.shard(trainer.mesh, (images, masks))
-    if samples is not None and trainer.augmentation != augment.Settings():
-        images, masks = _augment(trainer, images, masks, *devices.shard(trainer.mesh, samples))
-    coarse, to_sample, canvas, pullback = _forward(trainer, state.params, images)
-    patch_loss, count, pullbacks = np.float32(0), 0, []
+    halves = _halves(trainer, images, masks, samples)
+    forward = watch("coarse", [_forward(trainer, state.params, images) for images, _ in halves])
+    focal = []
     if with_focal:
-        patches, count = _patches(trainer, to_sample, images.shape)
-        for chunk in patches:
-            (canvas, patch_loss), chunk_pullback = _focal_forward(
-                trainer, state.params, canvas, patch_loss, images, masks, chunk
-            )
-            pullbacks.append(chunk_pullback)
-    laid = (canvas, patch_loss) if with_focal else (None, None)
-    terms, gradients = _objective(trainer, coarse, *laid, np.float32(max(count, 1)), masks)
-    coarse_gradient, *focal_gradient = gradients
-    focal = _focal_backward(state.params, focal_gradient, pullbacks) if with_focal else {}
-    state, scalars = _update(trainer, state, pullback, coarse_gradient, focal, terms["loss"])
+        # While the host samples the patches of one half, the device is at the other.
+        pairs = zip(halves, forward, strict=True)
+        focal = [_focal(trainer, state.params, *half, coarse, watch) for half, coarse in pairs]
+    count = sum(half.count for half in focal)
+    logits, laid = [half.logits for half in forward], [half.laid for half in focal]
+    masks = [masks for _, masks in halves]
+    terms, gradients = watch(
+        "fusion", _objective(trainer, logits, laid, np.float32(max(count, 1)), masks)
+    )
+    pullbacks = [half.pullback for half in forward]
+    gradients = watch("backward", _backward(state.params, pullbacks, *gradients, focal))
+    state, scalars = watch("update", _update(trainer, state, gradients, terms["loss"]))
     return state, {**terms, **scalars, "patches": np.int32(count)}
+
+
+def _halves(trainer: Trainer, images, masks, samples) -> list[tuple[jax.Array, jax.Array]]:
+    """Images and masks on the device, augmented; in one piece if the host has nothing to do."""
+    devices_here = 1 if trainer.mesh is None else len(trainer.mesh.local_devices)
+    divisible = len(images) % (2 * devices_here) == 0
+    number = 2 if divisible and trainer.cascade.focal_net is not None else 1
+    augmented = samples is not None and trainer.augmentation != augment.Settings()
+    parts = []
+    for rows in np.split(np.arange(len(images)), number):
+        part = devices.shard(trainer.mesh, (images[rows], masks[rows]))
+        if augmented:
+            some = devices.shard(trainer.mesh, tuple(sample[rows] for sample in samples))
+            part = _augment(trainer, *part, *some)
+        parts.append(part)
+    return parts
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -144,6 +165,15 @@ def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Itera
     return (devices.shard(trainer.mesh, chunk) for chunk in own), sum(counts)
 
 
+class _Forward(NamedTuple):
+    """What `_forward` gives: logits, mask to sample, empty canvas, and the way back."""
+
+    logits: Coarse
+    to_sample: tuple[jax.Array, jax.Array] | None
+    canvas: jax.Array | None
+    pullback: Callable
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(trainer: Trainer, params, images):
     cascade, images = trainer.cascade, network_input(trainer.cascade, images)
@@ -159,7 +189,39 @@ def _forward(trainer: Trainer, params, images):
         to_sample = devices.keep_rows(trainer.mesh, sampling_mask(cascade, coarse))
         canvas = windows.empty_canvas(len(images), images.shape[1:3], channels=2)
         canvas = devices.keep_rows(trainer.mesh, canvas)
-    return coarse, to_sample, canvas, pullback
+    return _Forward(coarse, to_sample, canvas, pullback)
+
+
+class _Focal(NamedTuple):
+    """What FocalNet gives for half a batch.
+
+    Attributes:
+        laid: Canvas and sum of the patches' losses.
+        pullbacks: The way back of each chunk.
+        count: Number of patches.
+    """
+
+    laid: tuple[jax.Array, jax.Array]
+    pullbacks: list
+    count: int
+
+
+def _focal(trainer: Trainer, params, images, masks, forward: _Forward, watch) -> _Focal:
+    to_sample = forward.to_sample
+    if trainer.from_truth:
+        to_sample = _crop_truth(masks, *to_sample)
+    patches, count = _patches(trainer, to_sample, images.shape)
+    watch("sampling", count)
+    laid, pullbacks = (forward.canvas, np.float32(0)), []
+    for chunk in patches:
+        laid, pullback = _focal_forward(trainer, params, *laid, images, masks, chunk)
+        pullbacks.append(pullback)
+    return _Focal(watch("focal", laid), pullbacks, count)
+
+
+@jax.jit
+def _crop_truth(masks, found, corner):
+    return windows.crop(masks > 127, corner, found.shape[1:3])[..., 0], corner
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -178,35 +240,59 @@ def _focal_forward(trainer, params, canvas, patch_loss, images, masks, patches: 
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _objective(trainer: Trainer, coarse: Coarse, canvas, patch_loss, count, masks):
+def _objective(trainer: Trainer, halves: list[Coarse], laid, count, masks):
     """Mean of the terms (the released code's five; three while FocalNet sits out)."""
-    cascade, truth = trainer.cascade, to_unit(masks)
+    cascade, truth = trainer.cascade, to_unit(_joined(masks))
+    origins = [half.origin for half in halves]
 
-    def total(logits, canvas, patch_loss):
-        stages = refine(cascade, logits._replace(origin=coarse.origin), canvas)
+    def total(logits, laid):
+        coarse = _joined([half._replace(origin=o) for half, o in zip(logits, origins, strict=True)])
+        canvas = _joined([canvas for canvas, _ in laid]) if laid else None
+        stages = refine(cascade, coarse, canvas)
         terms = {"global": losses.segmentation_loss(stages["global"], truth)}
         if cascade.local_net is not None:
             window = coarse.local_logits.shape[1:3]
             truth_window = windows.crop(truth, coarse.origin, window)
-            terms["local"] = losses.segmentation_loss(logits.local_logits, truth_window)
+            terms["local"] = losses.segmentation_loss(coarse.local_logits, truth_window)
             terms["global_local"] = losses.segmentation_loss(stages["global_local"], truth)
         if canvas is not None:
             terms["final"] = losses.segmentation_loss(stages["final"], truth)
-            focal = patch_loss if trainer.patch_gradient else jax.lax.stop_gradient(patch_loss)
-            terms["focal"] = focal / count
+            focal = sum(loss for _, loss in laid) / count
+            terms["focal"] = focal if trainer.patch_gradient else jax.lax.stop_gradient(focal)
         loss = sum(terms.values()) / len(terms)
         return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
 
-    logits = coarse._replace(origin=None)
-    gradients, terms = jax.grad(total, (0, 1, 2), has_aux=True)(logits, canvas, patch_loss)
+    logits = [half._replace(origin=None) for half in halves]
+    gradients, terms = jax.grad(total, (0, 1), has_aux=True)(logits, laid)
     return terms, gradients
 
 
-def _focal_backward(params, gradient, pullbacks):
+def _joined(parts: list):
+    """Halves of a batch as one; over several devices, each row stays where it is."""
+
+    def join(*arrays):
+        return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
+
+    return jax.tree.map(join, *parts)
+
+
+def _backward(params, pullbacks, coarse_gradients, laid_gradients, focal: list[_Focal]):
+    """Gradients of the parameters of each branch that took part."""
+    gradients = _coarse_backward(pullbacks, coarse_gradients)
+    if not focal:
+        return gradients
     total = _zeros_like(params["focal"])
-    while pullbacks:  # Popped, because each holds a chunk's activations.
-        total, gradient = _focal_chunk_backward(total, gradient, pullbacks.pop())
-    return {"focal": total}
+    for gradient, half in zip(laid_gradients, focal, strict=True):
+        while half.pullbacks:  # Popped, because each holds a chunk's activations.
+            total, gradient = _focal_chunk_backward(total, gradient, half.pullbacks.pop())
+    return {**gradients, "focal": total}
+
+
+@jax.jit
+def _coarse_backward(pullbacks, gradients):
+    pairs = zip(pullbacks, gradients, strict=True)
+    halves = [pullback(gradient)[0] for pullback, gradient in pairs]
+    return jax.tree.map(lambda *halves: sum(halves), *halves)
 
 
 @jax.jit
@@ -221,8 +307,7 @@ def _focal_chunk_backward(total, gradient, pullback):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update(trainer: Trainer, state: State, pullback, coarse_gradient, focal_gradient, loss):
-    gradients = {**pullback(coarse_gradient)[0], **focal_gradient}
+def _update(trainer: Trainer, state: State, gradients, loss):
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
     rate = trainer.schedule(state.step)

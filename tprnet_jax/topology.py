@@ -59,7 +59,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
         `(height, width)` bool.
     """
     thinned = np.array(mask, np.uint8)
-    around = _CLOCKWISE @ (mask.shape[1], 1)
+    around = CLOCKWISE @ (mask.shape[1], 1)
     pixels = thinned.reshape(-1)
     inside = np.zeros(mask.shape, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]
@@ -67,7 +67,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
     before = -1
     while before != len(left):
         before = len(left)
-        for removable in _REMOVABLE:
+        for removable in REMOVABLE:
             codes = pixels[left[:, None] + around] @ _BITS
             pixels[left[removable[codes]]] = 0
             left = left[~removable[codes]]
@@ -75,7 +75,7 @@ def thin(mask: np.ndarray) -> np.ndarray:
 
 
 # Row and column steps to the eight neighbours, clockwise from the one above (P2 to P9).
-_CLOCKWISE = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
+CLOCKWISE = np.array([(-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1)])
 _BITS = 1 << np.arange(8)
 
 
@@ -92,7 +92,8 @@ def _removable(first_pass: bool) -> np.ndarray:
     return (count >= 2) & (count <= 6) & (entries == 1) & peeled
 
 
-_REMOVABLE = (_removable(True), _removable(False))
+# Of the two passes, by the code of a neighbourhood: bit i is neighbour i of `CLOCKWISE`.
+REMOVABLE = (_removable(True), _removable(False))
 
 
 def farthest_points(points: np.ndarray, count: int, first: str = "centroid") -> np.ndarray:

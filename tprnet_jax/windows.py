@@ -135,7 +135,7 @@ def stack_patches(images: jax.Array, patches: Patches, patch: tuple[int, int]) -
     """
 
     def cut(owner, corner):
-        start = (owner, *corner, 0)
+        start = (owner, *corner, jnp.zeros_like(owner))
         return jax.lax.dynamic_slice(images, start, (1, *patch, images.shape[-1]))[0]
 
     return jax.vmap(cut)(*patches)

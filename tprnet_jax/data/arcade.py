@@ -107,6 +107,11 @@ def prepare(source: str, data_dir: str | None = None) -> Arcade:
         return _write(builder, _split_folders(_download(scratch)))
 
 
+def is_downloaded(data_dir: str | None = None) -> bool:
+    """Whether `prepare` finds the official archive's data without a download."""
+    return records.is_written(_builder("official", data_dir))
+
+
 def draw_mask(polygons: Iterable[Sequence], height: int, width: int) -> np.ndarray:
     """Draws the union of polygons as the published masks were drawn.
 

@@ -1,8 +1,9 @@
-"""The released TPRNet in PyTorch and OpenCV, the independent check of `tprnet_jax`.
+"""The released TPRNet in PyTorch and OpenCV: the benchmark's peer, and a check in the tests.
 
 Written from a description of the published system, of which it reproduces the exact arithmetic,
-defects included. It imports nothing of `tprnet_jax`. Images and logits are NCHW with a batch of
-one; positions are (row, column) in pixels; dtype and device are those of the module.
+defects included. It imports nothing else of `tprnet_jax`, and needs PyTorch,
+dynamic-network-architectures and opencv-contrib. Images and logits are NCHW with a batch of one;
+positions are (row, column) in pixels; dtype and device are those of the module.
 """
 
 from collections.abc import Iterable
@@ -106,9 +107,9 @@ class Released(nn.Module):
         inside[:] = (cut(global_logits, window, self.window) + local_logits) / 2
         return Coarse(global_logits, local_logits, window, global_local)
 
-    def places(self, global_local: torch.Tensor) -> Places:
-        """The topology stage, from the global-local logits to the patches' corners."""
-        binary = np.where(is_vessel(global_local), 255, 0).astype(np.uint8)
+    def places(self, vessel: np.ndarray) -> Places:
+        """The topology stage, from a mask `(height, width)` bool to the patches' corners."""
+        binary = np.where(vessel, 255, 0).astype(np.uint8)
         closed = close(binary)
         centreline = cv2.ximgproc.thinning(closed)
         points = np.argwhere(centreline)
@@ -122,12 +123,22 @@ class Released(nn.Module):
         patches = [cut(image, corner, self.patch) for corner in corners]
         return self.focus_net(torch.cat(patches))
 
-    def forward(self, image: torch.Tensor, fuse, focal: bool = True) -> Output:
-        """The whole system; `fuse` is `fuse_in_sequence` (training) or `fuse_on_canvas` (test)."""
+    def forward(
+        self, image: torch.Tensor, fuse, focal: bool = True, vessel: np.ndarray | None = None
+    ) -> Output:
+        """The whole system.
+
+        Args:
+            image: `(1, 1, height, width)`.
+            fuse: `fuse_in_sequence` (training) or `fuse_on_canvas` (test).
+            focal: Whether FocalNet takes part.
+            vessel: The mask to take the centreline from, in place of what was found.
+        """
         coarse = self.coarse(image)
         if not focal:
             return Output(coarse, None, None, None)
-        places = self.places(coarse.global_local)
+        found = is_vessel(coarse.global_local)
+        places = self.places(found if vessel is None else vessel)
         focal_logits = self.focal(image, places.corners)
         final = fuse(coarse.global_local, focal_logits, places.corners)
         return Output(coarse, places, focal_logits, final)
@@ -135,7 +146,7 @@ class Released(nn.Module):
 
 def is_vessel(logits: torch.Tensor) -> np.ndarray:
     """`(height, width)` bool: where the probability of class 1 exceeds one half."""
-    return (torch.softmax(logits.detach(), dim=1)[0, 1] > 0.5).numpy()
+    return (torch.softmax(logits.detach(), dim=1)[0, 1] > 0.5).cpu().numpy()
 
 
 def window_origin(mask: np.ndarray, window: int) -> tuple[int, int]:
@@ -229,6 +240,36 @@ def patch_loss(logits: torch.Tensor, corners: np.ndarray, mask: torch.Tensor) ->
     return torch.stack(losses).mean()
 
 
+def optimiser(model: Released, optim: Optim) -> torch.optim.SGD:
+    """The published one."""
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=optim.learning_rate,
+        momentum=optim.momentum,
+        weight_decay=optim.weight_decay,
+        nesterov=True,
+    )
+
+
+def descend(model: Released, sgd, loss: torch.Tensor, clip_norm: float, scaler=None) -> None:
+    """One step down the gradient of a loss, in place.
+
+    Args:
+        model: Whose gradient is clipped.
+        sgd: Its optimiser.
+        loss: Scalar.
+        clip_norm: Largest norm of the gradient.
+        scaler: Scales the loss in mixed precision; None in float32.
+    """
+    scaler = scaler or torch.amp.GradScaler(enabled=False)
+    sgd.zero_grad(set_to_none=True)
+    scaler.scale(loss).backward()
+    scaler.unscale_(sgd)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    scaler.step(sgd)
+    scaler.update()
+
+
 def train(
     model: Released,
     epochs: Iterable[Iterable[tuple[torch.Tensor, torch.Tensor]]],
@@ -236,19 +277,10 @@ def train(
     first_focal_epoch: int = 1,
 ) -> None:
     """Trains in place, a step a pair of image and mask; the epochs may be the first ones only."""
-    sgd = torch.optim.SGD(
-        model.parameters(),
-        lr=optim.learning_rate,
-        momentum=optim.momentum,
-        weight_decay=optim.weight_decay,
-        nesterov=True,
-    )
+    sgd = optimiser(model, optim)
     for epoch, pairs in enumerate(epochs):
         for group in sgd.param_groups:
             group["lr"] = optim.learning_rate * (1 - epoch / optim.epochs) ** 0.9
         for image, mask in pairs:
-            sgd.zero_grad(set_to_none=True)
             output = model(image, fuse_in_sequence, focal=epoch >= first_focal_epoch)
-            objective(output, mask)[0].backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), optim.clip_norm)
-            sgd.step()
+            descend(model, sgd, objective(output, mask)[0], optim.clip_norm)

@@ -1,0 +1,125 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from tprnet_jax import benchmark, peer, topology
+from tprnet_jax import config as configuration
+from tprnet_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def config(trained):
+    """Of tiny networks on phantoms."""
+    config = trained[0].copy_and_resolve_references()
+    config.benchmark.batches, config.benchmark.sides = (2, 1), (32,)
+    config.benchmark.repeats, config.benchmark.peer = 1, True
+    return config
+
+
+@pytest.fixture(scope="module")
+def result(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("benchmark") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(peer, "make", lambda cascade, compiled: peer.Peer(*[lambda *batch: None] * 2))
+        found = benchmark.run(config, workdir)
+    assert json.loads((workdir / "benchmark.json").read_text()) == found
+    return found
+
+
+def test_what_is_written(result):
+    assert result["images"] == "phantom, validation"
+    assert result["peak_flops"] > 1e9
+    assert result["copy_bytes_per_second"] > 1e8
+    common = ["global", "local", "transfer", "centreline", "sampling", "focal", "fusion"]
+    for task, more in (("inference", []), ("training", ["backward", "update"])):
+        part = result[task]
+        assert list(part["stages"]) == common + more
+        assert [row["batch"] for row in part["batches"]] == [1, 2]
+        assert [row["side"] for row in part["sides"]] == [32]
+        assert part["batch"] == 2
+        assert part["images_per_second"] == part["batches"][1]["images_per_second"]
+        assert all(row["images_per_second"] > 0 for row in part["batches"] + part["sides"])
+        assert all(seconds >= 0 for seconds in part["stages"].values())
+        assert 0 < part["share_of_peak"] < 1
+
+
+def test_the_ratio_is_to_the_faster_peer(monkeypatch):
+    """Two images in 0.5 s, the median of three; PyTorch needs 2 s, compiled 1 s."""
+    order, taken = [], {"ours": [0.5, 9.0, 0.4], "eager": [2.0] * 3, "compiled": [1.0] * 3}
+    kinds = ("ours", "eager", "compiled")
+    calls = {kind: lambda *_, kind=kind: order.append(kind) for kind in kinds}
+    peers = {kind: peer.Peer(calls[kind], None) for kind in kinds[1:]}
+
+    def seconds(call):
+        call()
+        return taken[order[-1]].pop()
+
+    monkeypatch.setattr(benchmark, "_seconds", seconds)
+    subject = benchmark.Subject(None, None, repeats=3)
+    batch = benchmark.Batch(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)))
+    found = benchmark._beside(subject, "inference", calls["ours"], peers, batch)
+    assert found == {"peer": {"eager": 1.0, "compiled": 2.0}, "ratio_to_peer": 2.0}
+    assert order == [*kinds] * 4  # In turn, once to warm up.
+
+
+def test_the_patches_are_those_of_the_true_masks(config, result):
+    batch, _ = benchmark._load(config, 2)
+    counts = [len(topology.patch_centres(vessel, 64, 64)) for vessel in batch.vessel]
+    assert result["inference"]["patches_per_image"] == np.mean(counts)
+
+
+def test_operations_are_those_of_the_published_networks():
+    """GFLOP of GlobalNet, LocalNet and FocalNet: 117.6, 89.1 and 1.10 a patch."""
+    cascade = configuration.cascade(configuration.default())
+    assert benchmark.forward_flops(cascade, (512, 512), 0) / 1e9 == pytest.approx(206.7, abs=0.1)
+    patches = benchmark.forward_flops(cascade, (512, 512), 10)
+    assert patches - benchmark.forward_flops(cascade, (512, 512), 0) == pytest.approx(
+        10 * 1.10e9, rel=0.01
+    )
+
+
+def test_the_table_has_every_figure(result):
+    lines = benchmark.table(result).splitlines()
+    assert lines[0].endswith("float32; phantom, validation")
+    assert sum(line.startswith(("batch 1 ", "batch 2 ", "side 32 ")) for line in lines) == 6
+    assert f"ours is {result['training']['ratio_to_peer']:.2f} times as fast" in lines[-1]
+
+
+def test_without_data_there_are_phantoms(config):
+    absent = config.copy_and_resolve_references()
+    absent.data.name, absent.data.source = "arcade", ""
+    batch, source = benchmark._load(absent, 1)
+    assert source == "phantoms of 512 pixels"
+    assert batch.images.shape == batch.masks.shape == (1, 512, 512, 1)
+    assert set(np.unique(batch.masks)) == {0, 255}
+    assert batch.vessel.any()
+
+
+def test_a_clock_gives_each_stage_its_time(monkeypatch):
+    times = iter([10.0, 11.0, 13.0, 16.0])
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(times))
+    clock = benchmark._Clock()
+    assert [clock.watch(stage, stage) for stage in "aba"] == ["a", "b", "a"]
+    assert clock.seconds == {"a": 4.0, "b": 2.0}
+
+
+@pytest.mark.parametrize("batches", [(), (0, 2)])
+def test_batches_that_cannot_be_timed(config, tmp_path, batches):
+    wrong = config.copy_and_resolve_references()
+    wrong.benchmark.batches = batches
+    with pytest.raises(UserError, match=r"config\.benchmark\.batches is \("):
+        benchmark.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_peer_needs_all_networks(trained):
+    config = trained[0].copy_and_resolve_references()
+    config.model.branches = ("global",)
+    with pytest.raises(UserError, match=r"pip install torch|needs all three"):
+        peer.make(configuration.cascade(config), compiled=False)
+
+
+def test_figures_are_of_this_device(result):
+    assert jax.devices()[0].device_kind in result["device"]

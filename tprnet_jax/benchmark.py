@@ -1,0 +1,366 @@
+"""How fast the cascade is on this machine: as a whole, by stage, and beside the released system."""
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from tprnet_jax import config as configuration
+from tprnet_jax import inference, peer, topology, train
+from tprnet_jax.cascade import Cascade, to_unit
+from tprnet_jax.data import arcade, loader, scene
+from tprnet_jax.errors import UserError
+from tprnet_jax.files import write_whole
+from tprnet_jax.step import State, Trainer, initial_state, train_step
+
+PHANTOM_SIDE = 512
+MATRIX, COPIED = 4096, 2**26  # Sides of the product, and numbers to copy, that measure the machine.
+
+
+class Batch(NamedTuple):
+    """What a call is timed with.
+
+    Attributes:
+        images: `(batch, height, width, 1)` uint8.
+        masks: True masks, of the same shape, 0 and 255.
+    """
+
+    images: np.ndarray
+    masks: np.ndarray
+
+    @property
+    def vessel(self) -> np.ndarray:
+        """True masks `(batch, height, width)` bool."""
+        return self.masks[..., 0] > 127
+
+
+class Subject(NamedTuple):
+    """What is timed.
+
+    Attributes:
+        trainer: With the networks; samples patches on the true centrelines.
+        state: Random weights.
+        repeats: Timings that a median is of.
+    """
+
+    trainer: Trainer
+    state: State
+    repeats: int
+
+    @property
+    def cascade(self) -> Cascade:
+        """The networks."""
+        return self.trainer.cascade
+
+
+def run(config: ConfigDict, workdir: Path) -> dict:
+    """Times inference and training, prints a table, and writes `workdir/benchmark.json`.
+
+    The weights are random. The patches are sampled on the true centrelines, so that there are as
+    many as a trained network asks for. Every figure is a median, compiling not counted.
+
+    Returns:
+        What `benchmark.json` has; "inference" and "training" with "images_per_second" and "stages"
+        (seconds an image) of the largest batch, and "batches" and "sides" with the others.
+
+    Raises:
+        UserError: The configuration or the data cannot be used, or the peer is not installed.
+    """
+    settings = config.benchmark
+    cascade = configuration.cascade(config)
+    sizes = sorted(settings.batches)
+    if not sizes or sizes[0] < 1 or any(side < 1 for side in settings.sides):
+        raise UserError(
+            f"config.benchmark.batches is {settings.batches} and sides {settings.sides}; give "
+            "positive whole numbers, and at least one batch"
+        )
+    peers = _peers(cascade) if settings.peer else {}
+    everything, source = _load(config, sizes[-1])
+    trainer = train.make_trainer(config, steps_per_epoch=1)._replace(from_truth=True)
+    subject = Subject(trainer, initial_state(trainer, config.seed), settings.repeats)
+    machine = _machine(config.model.dtype)
+    result = {"device": _device(), "images": source, "dtype": config.model.dtype, **machine}
+    for task, call in (("inference", _segment), ("training", _train)):
+        result[task] = _task(subject, task, call, everything, sizes, settings.sides)
+        _against_machine(result[task], cascade, everything, machine)
+        if peers:
+            largest = Batch(*(array[: sizes[-1]] for array in everything))
+            result[task] |= _beside(subject, task, call, peers, largest)
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_whole(workdir / "benchmark.json", json.dumps(result, indent=2) + "\n")
+    print(table(result))
+    return result
+
+
+def _load(config: ConfigDict, count: int) -> tuple[Batch, str]:
+    """Images and masks, and what they are: those of the data set if it is there, or phantoms."""
+    data = config.data
+    here = data.name != "arcade" or data.source or arcade.is_downloaded(data.dir or None)
+    if not here:
+        drawn = [scene.draw(config.seed, index, PHANTOM_SIDE) for index in range(count)]
+        arrays = (np.stack(part)[..., None] for part in zip(*drawn, strict=True))
+        return Batch(*arrays), f"phantoms of {PHANTOM_SIDE} pixels"
+    source = loader.examples(loader.prepare(data), "validation")
+    examples = [source[index % len(source)] for index in range(count)]
+    arrays = (np.stack([e[part] for e in examples]) for part in ("image", "mask"))
+    return Batch(*arrays), f"{data.name}, validation"
+
+
+def _device() -> str:
+    device = jax.devices()[0]
+    return f"{jax.device_count()} x {device.device_kind}, JAX {jax.__version__}"
+
+
+# ---- The machine ---------------------------------------------------------------------------------
+
+
+def _machine(dtype: str) -> dict[str, float]:
+    """Floating-point operations and bytes a second, of a large product and a large copy."""
+    matrix = jnp.ones((MATRIX, MATRIX), dtype)
+    numbers = jnp.ones(COPIED, jnp.float32)
+    product, copy = jax.jit(jnp.matmul), jax.jit(jnp.negative)
+    product_seconds = _median(lambda: product(matrix, matrix), 3)
+    copy_seconds = _median(lambda: copy(numbers), 3)
+    return {
+        "peak_flops": 2 * MATRIX**3 / product_seconds,
+        "copy_bytes_per_second": 2 * numbers.nbytes / copy_seconds,
+    }
+
+
+def forward_flops(cascade: Cascade, image: tuple[int, int], patches: float) -> float:
+    """Floating-point operations of all networks for an image of this size and so many patches."""
+    sizes = {"global": image, "local": cascade.window_in(image), "focal": cascade.patch_in(image)}
+    total = 0.0
+    for name, net in cascade.networks.items():
+        x = jax.ShapeDtypeStruct((1, *sizes[name], 1), jnp.float32)
+        variables = jax.eval_shape(net.init, jax.random.key(0), x)
+        cost = jax.jit(net.apply).lower(variables, x).cost_analysis()
+        total += cost["flops"] * (patches if name == "focal" else 1)
+    return total
+
+
+def _against_machine(task: dict, cascade: Cascade, batch: Batch, machine: dict) -> None:
+    """Adds operations a second and their share of the measured peak."""
+    centres = [
+        topology.patch_centres(vessel, cascade.pixels_per_patch, cascade.max_patches)
+        for vessel in batch.vessel
+    ]
+    patches = statistics.fmean(map(len, centres))
+    flops = forward_flops(cascade, batch.images.shape[1:3], patches)
+    # A backward pass costs two forward ones: the gradients of the inputs and of the weights.
+    flops *= 3 if "backward" in task["stages"] else 1
+    task["patches_per_image"] = patches
+    task["flops_per_second"] = flops * task["images_per_second"]
+    task["share_of_peak"] = task["flops_per_second"] / machine["peak_flops"]
+
+
+# ---- Timing --------------------------------------------------------------------------------------
+
+
+def _seconds(call: Callable) -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - start
+
+
+def _median(call: Callable, repeats: int) -> float:
+    _seconds(call)
+    return statistics.median(_seconds(call) for _ in range(repeats))
+
+
+def _segment(subject: Subject, batches: Sequence[Batch], **watch) -> None:
+    vessels = [batch.vessel for batch in batches]
+    images = [batch.images for batch in batches]
+    for _ in inference.segment(subject.cascade, subject.state.params, images, vessels, **watch):
+        pass
+
+
+def _train(subject: Subject, batches: Sequence[Batch], **watch) -> State:
+    state = subject.state
+    for batch in batches:
+        state, _ = train_step(
+            subject.trainer, state, *batch, with_focal=_has_focal(subject), **watch
+        )
+    return state
+
+
+def _has_focal(subject: Subject) -> bool:
+    return subject.cascade.focal_net is not None
+
+
+def _task(subject: Subject, name: str, call, everything: Batch, sizes, sides) -> dict:
+    """Images a second by batch and by side, and stages."""
+    batches = []
+    for size in sizes:
+        _say(f"{name}, batch {size}")
+        batch = Batch(*(array[:size] for array in everything))
+        batches.append({"batch": size, **_speed(subject, call, batch)})
+    by_side = []
+    for side in sides:
+        _say(f"{name}, {side} x {side}")
+        by_side.append({"side": side, **_speed(subject, call, _resized(everything, side))})
+    _say(f"{name}, stages")
+    stages = _stages(subject, call, batch)
+    whole = {key: batches[-1][key] for key in ("batch", "images_per_second")}
+    return {**whole, "stages": stages, "batches": batches, "sides": by_side}
+
+
+def _speed(subject: Subject, call: Callable, batch: Batch) -> dict[str, float]:
+    """Of `repeats` batches in a row, so that host and device can work side by side."""
+    call(subject, [batch])
+    seconds = _seconds(lambda: call(subject, [batch] * subject.repeats)) / subject.repeats
+    return {"images_per_second": len(batch.images) / seconds, "peak_bytes": _peak_bytes()}
+
+
+def _peak_bytes() -> int:
+    """Most memory in use so far: of the device, or of the process on a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats["peak_bytes_in_use"] if stats else 1024 * _resident_kilobytes()
+
+
+def _resident_kilobytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _resized(batch: Batch, side: int) -> Batch:
+    """The first image and mask, at another size."""
+    image, mask = (array[0, ..., 0] for array in batch)
+    image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(mask, (side, side), interpolation=cv2.INTER_NEAREST)
+    return Batch(image[None, ..., None], mask[None, ..., None])
+
+
+# ---- Stages --------------------------------------------------------------------------------------
+
+
+def _stages(subject: Subject, call: Callable, batch: Batch) -> dict[str, float]:
+    """Seconds an image of each stage, one after another.
+
+    The stages are those of the program; GlobalNet, and the centreline, are timed by themselves and
+    taken off the stages that contain them. The whole takes less than their sum where the host works
+    beside the device.
+    """
+    runs = []
+    for _ in range(subject.repeats + 1):
+        clock = _Clock()
+        call(subject, [batch], watch=clock.watch)
+        runs.append(clock.seconds)
+    total = {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}
+    parts = _parts(subject, batch, with_gradient="backward" in total)
+    stages = {"global": parts["global"], "local": max(0.0, total.pop("coarse") - parts["global"])}
+    if "sampling" in total:
+        stages["transfer"] = total.pop("transfer", parts["transfer"])
+        stages["centreline"] = parts["centreline"]
+        stages["sampling"] = max(0.0, total.pop("sampling") - parts["centreline"])
+    return {name: s / len(batch.images) for name, s in (stages | total).items()}
+
+
+class _Clock:
+    """Notes how long after the stage before each stage was done."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.last = time.perf_counter()
+
+    def watch(self, stage: str, result):
+        """Waits for the result of a stage, and returns it."""
+        jax.block_until_ready(result)
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+        return result
+
+
+def _parts(subject: Subject, batch: Batch, with_gradient: bool) -> dict[str, float]:
+    """Seconds of what the program does not do by itself."""
+    cascade, params = subject.cascade, subject.state.params
+    images = to_unit(jnp.asarray(batch.images))
+
+    def apply(params):
+        return cascade.global_net.apply({"params": params}, images)
+
+    forward = jax.jit((lambda params: jax.vjp(apply, params)) if with_gradient else apply)
+    region = cascade.window_in(batch.images.shape[1:3])
+    masks = [vessel[: region[0], : region[1]] for vessel in batch.vessel]
+    sent = jax.jit(lambda masks: ~masks)(np.stack(masks))
+    return {
+        "global": _median(lambda: forward(params["global"]), subject.repeats),
+        "transfer": _seconds(lambda: jax.device_get(sent)),
+        "centreline": _seconds(lambda: [topology.centreline(m, cascade.centreline) for m in masks]),
+    }
+
+
+# ---- The peer ------------------------------------------------------------------------------------
+
+
+def _peers(cascade: Cascade) -> dict[str, peer.Peer]:
+    return {
+        "eager": peer.make(cascade, compiled=False),
+        "compiled": peer.make(cascade, compiled=True),
+    }
+
+
+def _beside(subject: Subject, task: str, call, peers: dict[str, peer.Peer], batch: Batch) -> dict:
+    """Images a second of ours and of each peer, timed in turn, and the ratio to the faster one."""
+    calls = {"ours": lambda: call(subject, [batch])}
+    for name, other in peers.items():
+        theirs = other.segment if task == "inference" else other.train
+        calls[name] = lambda theirs=theirs: theirs(*batch)
+    for name, one in calls.items():
+        _say(f"{task} beside the peer, warming up: {name}")
+        one()
+    times = {name: [] for name in calls}
+    for _ in range(subject.repeats):
+        for name, one in calls.items():
+            times[name].append(_seconds(one))
+    speeds = {name: len(batch.images) / statistics.median(t) for name, t in times.items()}
+    ours = speeds.pop("ours")
+    return {"peer": speeds, "ratio_to_peer": ours / max(speeds.values())}
+
+
+# ---- The report ----------------------------------------------------------------------------------
+
+
+def table(result: dict) -> str:
+    """The figures of `run`, for people."""
+    peak, copied = result["peak_flops"] / 1e9, result["copy_bytes_per_second"] / 1e9
+    lines = [
+        f"{result['device']}, {result['dtype']}; {result['images']}",
+        f"Machine: {peak:.0f} GFLOP/s (product), {copied:.1f} GB/s (copy)",
+    ]
+    for task in ("inference", "training"):
+        lines += _task_lines(task, result[task])
+    return "\n".join(lines)
+
+
+def _task_lines(name: str, task: dict) -> list[str]:
+    lines = ["", f"{name.capitalize():12}{'images/s':>12}{'peak GiB':>12}"]
+    rows = [(f"batch {row['batch']}", row) for row in task["batches"]]
+    rows += [(f"side {row['side']}", row) for row in task["sides"]]
+    for label, row in rows:
+        lines.append(f"{label:12}{row['images_per_second']:12.3f}{row['peak_bytes'] / 2**30:12.1f}")
+    lines.append(
+        f"{task['flops_per_second'] / 1e9:.0f} GFLOP/s, {task['share_of_peak']:.0%} of the "
+        f"product's; {task['patches_per_image']:.1f} patches an image"
+    )
+    stages = ", ".join(f"{stage} {1e3 * s:.1f}" for stage, s in task["stages"].items())
+    lines.append(f"Stages one after another, ms an image: {stages}")
+    if "peer" in task:
+        peers = ", ".join(f"{kind} {speed:.3f}" for kind, speed in task["peer"].items())
+        lines.append(
+            f"PyTorch, images/s: {peers}; ours is {task['ratio_to_peer']:.2f} times as fast"
+        )
+    return lines
+
+
+def _say(what: str) -> None:
+    print(f"timing {what}", flush=True)
