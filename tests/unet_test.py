@@ -152,3 +152,27 @@ def test_bfloat16_is_the_type_of_the_computation_alone():
     )
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves((variables, more))} == {jnp.dtype("float32")}
+
+
+def test_rematerialised_gradients_are_the_same_from_fewer_arrays(tiny, tiny_params):
+    net, params = tiny.global_net, tiny_params["global"]
+    image = np.random.default_rng(0).random((1, 16, 16, 1)).astype(np.float32)
+    again = net.clone(remat=True)
+
+    def gradient(net):
+        return jax.jit(jax.grad(lambda p: jnp.square(net.apply({"params": p}, image)).sum()))(
+            params
+        )
+
+    def kept(net):
+        pullback = jax.eval_shape(
+            lambda p: jax.vjp(lambda p: net.apply({"params": p}, image), p)[1], params
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(pullback))
+
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6),
+        gradient(again),
+        gradient(net),
+    )
+    assert kept(again) < 0.75 * kept(net)

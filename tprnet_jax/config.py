@@ -90,6 +90,7 @@ def default() -> ConfigDict:
     train.save_every = 500  # Steps between two checkpoints besides.
     train.skip_limit = 10  # Steps in a row without a finite loss and gradient that end the run.
     train.refinement = ""  # In training, validation included; empty means that of the model.
+    train.remat = ()  # Branches that compute activations again for the gradient, to save memory.
     train.patch_gradient = True  # False: the patches' own loss counts, but without a gradient.
 
     config.eval = evaluate = ConfigDict()
@@ -192,7 +193,7 @@ def _check(config: ConfigDict) -> None:
             "'folder', or leave the source out"
         )
     _check_augmentation(config.augment)
-    _check_branches(config.model)
+    _check_branches(config.model, config.train.remat)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
             f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
@@ -218,13 +219,15 @@ def _value(config: ConfigDict, field: str):
     return config
 
 
-def _check_branches(model: ConfigDict) -> None:
+def _check_branches(model: ConfigDict, remat: tuple[str, ...]) -> None:
     branches = tuple(model.branches)
     if not branches or branches != BRANCHES[: len(branches)]:
         raise UserError(
             f"config.model.branches is {branches}; choose ('global',), ('global', 'local') or "
             f"{BRANCHES}"
         )
+    if not set(remat) <= set(branches):
+        raise UserError(f"config.train.remat is {remat}; choose among {branches}")
     for branch in branches:
         channels = tuple(model[f"{branch}_channels"])
         if not channels or not all(isinstance(c, int) and c > 0 for c in channels):

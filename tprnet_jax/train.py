@@ -62,8 +62,10 @@ def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
     cascade = configuration.cascade(config)
     mesh = devices.mesh(config.train.batch)
     shares = 1 if mesh is None else mesh.size
+    again = {f"{name}_net": cascade.networks[name].clone(remat=True) for name in config.train.remat}
     cascade = dataclasses.replace(
         cascade,
+        **again,
         refinement=config.train.refinement or cascade.refinement,
         chunk=-(-cascade.chunk // shares) * shares,
     )

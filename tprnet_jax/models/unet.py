@@ -104,22 +104,26 @@ class UNet(nn.Module):
         channels: Channels of each stage, from full resolution down.
         classes: Channels of the logits.
         dtype: Type of the computation; parameters and logits are float32.
+        remat: Whether blocks keep only their input for the gradient, and compute the rest again:
+            less memory, a third more time.
     """
 
     channels: Sequence[int]
     classes: int = 2
     dtype: Any = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x):
         """Maps images `(batch, height, width, 1)` to logits `(batch, height, width, classes)`."""
+        block_type = nn.remat(ConvBlock) if self.remat else ConvBlock
         height, width = x.shape[1:3]
         x = _pad_to_multiple(x, 2 ** (len(self.channels) - 1))
         skips = []
         for stage, features in enumerate(self.channels):
             for block in range(2):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = ConvBlock(features, stride, self.dtype, name=f"encoder_{stage}_{block}")(x)
+                x = block_type(features, stride, self.dtype, name=f"encoder_{stage}_{block}")(x)
             skips.append(x)
         skips.pop()
         for stage in reversed(range(len(self.channels) - 1)):
@@ -127,7 +131,7 @@ class UNet(nn.Module):
             x = UpConv(features, self.dtype, name=f"up_{stage}")(x)
             x = jnp.concatenate([x, skips.pop()], axis=-1)
             for block in range(2):
-                x = ConvBlock(features, 1, self.dtype, name=f"decoder_{stage}_{block}")(x)
+                x = block_type(features, 1, self.dtype, name=f"decoder_{stage}_{block}")(x)
         head = nn.Conv(self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
         return head(x)[:, :height, :width].astype(jnp.float32)
 
