@@ -43,8 +43,10 @@ def make(cascade: Cascade, compiled: bool) -> Peer:
     sizes = cascade.window, cascade.patch, cascade.pixels_per_patch
     model = released.Released(*channels, *sizes).to(device)
     if compiled:
-        for net, dynamic in ((model.global_net, False), (model.local_net, False)):
-            net.compile(dynamic=dynamic)
+        # All three are one class, and each mode of each counts as a compilation of it.
+        torch._dynamo.config.recompile_limit = 64
+        model.global_net.compile(dynamic=False)
+        model.local_net.compile(dynamic=False)
         model.focus_net.compile(dynamic=True)  # The number of patches differs.
     optim = released.Optim()
     sgd = released.optimiser(model, optim)

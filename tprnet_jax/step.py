@@ -114,7 +114,8 @@ def train_step(
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
     halves = _halves(trainer, images, masks, samples)
-    forward = watch("coarse", [_forward(trainer, state.params, images) for images, _ in halves])
+    forward = [_forward(trainer, state.params, images) for images, _ in halves]
+    watch("coarse", forward)
     focal = []
     if with_focal:
         # While the host samples the patches of one half, the device is at the other.
@@ -127,6 +128,7 @@ def train_step(
         "fusion", _objective(trainer, logits, laid, np.float32(max(count, 1)), masks)
     )
     pullbacks = [half.pullback for half in forward]
+    del forward  # So that `_backward` frees what it has used.
     gradients = watch("backward", _backward(state.params, pullbacks, *gradients, focal))
     state, scalars = watch("update", _update(trainer, state, gradients, terms["loss"]))
     return state, {**terms, **scalars, "patches": np.int32(count)}
@@ -276,23 +278,29 @@ def _joined(parts: list):
     return jax.tree.map(join, *parts)
 
 
-def _backward(params, pullbacks, coarse_gradients, laid_gradients, focal: list[_Focal]):
+def _backward(params, pullbacks: list, coarse_gradients, laid_gradients, focal: list[_Focal]):
     """Gradients of the parameters of each branch that took part."""
-    gradients = _coarse_backward(pullbacks, coarse_gradients)
+    # Popped, because each holds the activations of half a batch, or of a chunk.
+    coarse = _coarse_backward(pullbacks.pop(), coarse_gradients.pop())
+    while pullbacks:
+        coarse = _add(coarse, _coarse_backward(pullbacks.pop(), coarse_gradients.pop()))
     if not focal:
-        return gradients
+        return coarse
     total = _zeros_like(params["focal"])
     for gradient, half in zip(laid_gradients, focal, strict=True):
-        while half.pullbacks:  # Popped, because each holds a chunk's activations.
+        while half.pullbacks:
             total, gradient = _focal_chunk_backward(total, gradient, half.pullbacks.pop())
-    return {**gradients, "focal": total}
+    return {**coarse, "focal": total}
 
 
 @jax.jit
-def _coarse_backward(pullbacks, gradients):
-    pairs = zip(pullbacks, gradients, strict=True)
-    halves = [pullback(gradient)[0] for pullback, gradient in pairs]
-    return jax.tree.map(lambda *halves: sum(halves), *halves)
+def _coarse_backward(pullback, gradient):
+    return pullback(gradient)[0]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _add(total, more):
+    return jax.tree.map(jnp.add, total, more)
 
 
 @jax.jit

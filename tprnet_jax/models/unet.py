@@ -70,8 +70,9 @@ class ConvBlock(nn.Module):
 class UpConv(nn.Module):
     """2x2 transposed convolution with stride 2.
 
-    The taps of neighbouring outputs never overlap, so it is one matrix product and a reordering of
-    pixels. Maps `(batch, height, width, any)` to `(batch, 2 height, 2 width, features)`.
+    The taps of neighbouring outputs never overlap, so each of the two rows that a row becomes is
+    one matrix product, its pixels already in order. Maps `(batch, height, width, any)` to
+    `(batch, 2 height, 2 width, features)`.
     """
 
     features: int
@@ -83,10 +84,14 @@ class UpConv(nn.Module):
         kernel = self.param("kernel", he_normal_transposed, (2, 2, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        batch, height, width, _ = x.shape
-        x = jnp.einsum("bhwi,klio->bhkwlo", x, kernel)
-        x = x.reshape(batch, 2 * height, 2 * width, self.features)
-        return x + bias.reshape(1, 1, 1, -1)
+        batch, height, width, channels = x.shape
+        pixels = x.reshape(-1, channels)
+        rows = [
+            pixels @ taps.transpose(1, 0, 2).reshape(channels, -1) + jnp.tile(bias, 2)[None]
+            for taps in kernel
+        ]
+        rows = [row.reshape(batch, height, 1, 2 * width, self.features) for row in rows]
+        return jnp.concatenate(rows, axis=2).reshape(batch, 2 * height, 2 * width, self.features)
 
 
 class UNet(nn.Module):
