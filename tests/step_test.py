@@ -194,6 +194,38 @@ def test_a_step_follows_the_gradient_of_the_whole(
     assert state.step == 1
 
 
+def _assert_same_step(found, expected):
+    assert found[1]["patches"] == expected[1]["patches"] > 5
+    assert found[1]["loss"] == pytest.approx(float(expected[1]["loss"]), rel=1e-6)
+    _assert_trees_close(found[0].params, expected[0].params, rtol=1e-4, atol=1e-6)
+
+
+def test_a_batch_in_one_piece_gives_the_step_of_its_halves(
+    plain, tiny_params, tiny_images, masks, monkeypatch
+):
+    batch = _state(plain, tiny_params), tiny_images, masks, True
+    expected = train_step(plain, *batch)
+    monkeypatch.setattr(np, "split", lambda rows, number: [rows])
+    _assert_same_step(train_step(plain, *batch), expected)
+
+
+def test_the_device_finds_the_patches_of_the_host(plain, tiny_params, tiny_images, masks):
+    batch = _state(plain, tiny_params), tiny_images, masks, True
+    placed = plain._replace(cascade=dataclasses.replace(plain.cascade, topology="device"))
+    _assert_same_step(train_step(placed, *batch), train_step(plain, *batch))
+
+
+def test_patches_of_the_true_masks(plain, tiny_params, tiny_images, masks):
+    batch = _state(plain, tiny_params), tiny_images, masks, True
+    _, scalars = train_step(plain._replace(from_truth=True), *batch)
+    _, (_, corner) = inference._coarse(plain.cascade, tiny_params, tiny_images)
+    pairs = zip(masks[..., 0] > 127, corner, strict=True)
+    cut = np.stack([mask[r : r + 16, c : c + 16] for mask, (r, c) in pairs])
+    owner, _ = cascade.sample_patches(plain.cascade, cut, corner, (25, 22))
+    assert scalars["patches"] == len(owner)
+    assert scalars["patches"] != train_step(plain, *batch)[1]["patches"]
+
+
 # ---- The update ----------------------------------------------------------------------------------
 
 
