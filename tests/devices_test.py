@@ -28,16 +28,16 @@ train.run(config, Path(sys.argv[2]))
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """20 steps of 8 images."""
+    """20 steps of 16 images, which each device takes in halves."""
     config = configuration.default()
     config.data.name, config.data.dir = "phantom", str(tmp_path_factory.mktemp("data"))
-    config.data.phantom.size, config.data.phantom.train = 64, 16
+    config.data.phantom.size, config.data.phantom.train = 64, 32
     config.data.phantom.validation, config.augment.p_mirror = 2, 0.5
     config.augment.p_rotation = config.augment.p_gamma = 0.5
     config.model.global_channels = config.model.local_channels = (2, 4)
     config.model.focal_channels = (2, 4)
     config.model.window, config.model.patch, config.model.chunk = 48, 16, 12
-    config.train.batch, config.train.epochs, config.train.evaluate_every = 8, 10, 10
+    config.train.batch, config.train.epochs, config.train.evaluate_every = 16, 10, 10
     config.train.focal_from_epoch, config.eval.figures = 0, 0
     config.optim.momentum = 0.9
     return config

@@ -49,7 +49,7 @@ def test_a_run_leaves_what_the_readme_lists(trained):
 def test_config_json_has_configuration_and_versions(trained):
     config, workdir = trained
     stored = json.loads((workdir / "config.json").read_text())
-    assert stored["config"]["train"] == config.train.to_dict()
+    assert stored["config"]["train"] == json.loads(config.train.to_json())
     assert stored["versions"]["jax"] == jax.__version__
 
 

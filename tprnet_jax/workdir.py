@@ -32,6 +32,7 @@ PACKAGES = (
 )
 # What may change from one start of a run to the next; all else decides what its steps mean.
 FREE = (
+    "topology",
     "data.dir",
     "data.source",
     "optim.learning_rate",
@@ -44,6 +45,7 @@ FREE = (
     "predict.",
     "convert.",
     "ablate.",
+    "benchmark.",
 )
 
 
