@@ -104,6 +104,27 @@ def test_a_stopped_run_saves_and_goes_on_as_if_undisturbed(
     _assert_same_run(config, tmp_path, undisturbed)
 
 
+def test_a_signal_that_comes_while_processes_agree_on_none_stops_the_next_step(
+    trained, tmp_path, monkeypatch
+):
+    config, undisturbed = trained
+    asked = []
+
+    def of_all(number):
+        """The signal comes after the process has said that it has none."""
+        asked.append(number)
+        if len(asked) == 2:
+            raise_signal(SIGTERM)
+        return np.array([number])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.devices, "of_all", of_all)
+        with pytest.raises(Interrupted, match="goes on from step 2"):
+            train.run(config, tmp_path)
+    train.run(config, tmp_path)
+    _assert_same_run(config, tmp_path, undisturbed)
+
+
 def test_a_run_stopped_in_an_evaluation_evaluates_first(trained, tmp_path, monkeypatch):
     config, undisturbed = trained
     score = evaluate.score

@@ -39,11 +39,6 @@ class Stop:
         else:
             raise Interrupted("", number)
 
-    def obey(self) -> None:
-        """Raises `Interrupted` if a signal has come."""
-        if self.number is not None:
-            raise Interrupted("", self.number)
-
 
 @contextlib.contextmanager
 def noted() -> Iterator[Stop]:

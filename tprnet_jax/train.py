@@ -183,9 +183,11 @@ def _train(training: Training, stop: signals.Stop) -> None:
         for step, end in _segments(training, start):
             stop.patient = True
             state = _take(training, state, range(step, end), batches, progress, stop)
-            _save_if_due(training, state, stop)
+            number = _agreed(stop)
+            _save_if_due(training, state, number)
             stop.patient = False
-            stop.obey()
+            if number:
+                raise signals.Interrupted("", number)
             if training.is_evaluated(end):
                 _validate(training, state, progress)
         checkpoints.finish(training.manager)
@@ -200,10 +202,15 @@ def _segments(training: Training, start: int) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def _save_if_due(training: Training, state: State, stop: signals.Stop) -> None:
+def _agreed(stop: signals.Stop) -> int:
+    """The signal that has come to any of the processes, 0 for none; all stop for it, or none."""
+    return int(max(devices.of_all(stop.number or 0)))
+
+
+def _save_if_due(training: Training, state: State, number: int) -> None:
     step = int(state.step)
     due = step % training.config.train.save_every == 0 or training.is_evaluated(step)
-    if (due or stop.number) and step not in training.manager.all_steps():
+    if (due or number) and step not in training.manager.all_steps():
         checkpoints.save(training.manager, state)
 
 
@@ -222,9 +229,7 @@ def _take(
     progress.bar.set_description(f"epoch {epoch + 1}/{config.train.epochs}")
     pending = None
     for step in steps:
-        # Of several processes all stop at the same step.
-        stop.number = max(devices.of_all(stop.number or 0)) or None
-        if stop.number:
+        if _agreed(stop):
             break
         examples = next(batches)
         arrays = examples["image"], examples["mask"], focal, (examples["epoch"], examples["index"])
