@@ -125,6 +125,23 @@ def test_a_signal_that_comes_while_processes_agree_on_none_stops_the_next_step(
     _assert_same_run(config, tmp_path, undisturbed)
 
 
+def test_a_signal_during_the_last_save_stops_before_the_evaluation(trained, tmp_path, monkeypatch):
+    config, undisturbed = trained
+    save = checkpoints.save
+
+    def save_and_signal(manager, state):
+        save(manager, state)
+        if int(state.step) == 6:
+            raise_signal(SIGTERM)
+
+    monkeypatch.setattr(checkpoints, "save", save_and_signal)
+    with pytest.raises(Interrupted, match="goes on from step 6"):
+        train.run(config, tmp_path)
+    assert [line["step"] for line in _lines(tmp_path) if line["split"] == "validation"] == [3]
+    train.run(config, tmp_path)
+    _assert_same_run(config, tmp_path, undisturbed)
+
+
 def test_a_run_stopped_in_an_evaluation_evaluates_first(trained, tmp_path, monkeypatch):
     config, undisturbed = trained
     score = evaluate.score

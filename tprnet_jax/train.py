@@ -186,6 +186,8 @@ def _train(training: Training, stop: signals.Stop) -> None:
             number = _agreed(stop)
             _save_if_due(training, state, number)
             stop.patient = False
+            if training.is_evaluated(end):
+                number = number or _agreed(stop)  # It may have come during the save.
             if number:
                 raise signals.Interrupted("", number)
             if training.is_evaluated(end):
