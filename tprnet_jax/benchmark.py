@@ -66,7 +66,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """Times inference and training, prints a table, and writes `workdir/benchmark.json`.
 
     The weights are random. The patches are sampled on the true centrelines, so that there are as
-    many as a trained network asks for. Every figure is a median, compiling not counted.
+    many as a trained network asks for. Speeds are of `config.benchmark.repeats` batches in a row,
+    stages and comparisons medians of as many; compiling is not counted.
 
     Returns:
         What `benchmark.json` has; "inference" and "training" with "images_per_second" and "stages"
@@ -93,8 +94,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         result[task] = _task(subject, task, call, everything, sizes, settings.sides)
         _against_machine(result[task], cascade, everything, machine)
         if peers:
-            largest = Batch(*(array[: sizes[-1]] for array in everything))
-            result[task] |= _beside(subject, task, call, peers, largest)
+            result[task] |= _beside(subject, task, call, peers, everything)
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "benchmark.json", json.dumps(result, indent=2) + "\n")
     print(table(result))
@@ -151,7 +151,13 @@ def forward_flops(cascade: Cascade, image: tuple[int, int], patches: float) -> f
 def _against_machine(task: dict, cascade: Cascade, batch: Batch, machine: dict) -> None:
     """Adds operations a second and their share of the measured peak."""
     centres = [
-        topology.patch_centres(vessel, cascade.pixels_per_patch, cascade.max_patches)
+        topology.patch_centres(
+            vessel,
+            cascade.pixels_per_patch,
+            cascade.max_patches,
+            cascade.centreline,
+            cascade.first_point,
+        )
         for vessel in batch.vessel
     ]
     patches = statistics.fmean(map(len, centres))
@@ -185,16 +191,10 @@ def _segment(subject: Subject, batches: Sequence[Batch], **watch) -> None:
 
 
 def _train(subject: Subject, batches: Sequence[Batch], **watch) -> State:
-    state = subject.state
+    state, with_focal = subject.state, subject.cascade.focal_net is not None
     for batch in batches:
-        state, _ = train_step(
-            subject.trainer, state, *batch, with_focal=_has_focal(subject), **watch
-        )
+        state, _ = train_step(subject.trainer, state, *batch, with_focal=with_focal, **watch)
     return state
-
-
-def _has_focal(subject: Subject) -> bool:
-    return subject.cascade.focal_net is not None
 
 
 def _task(subject: Subject, name: str, call, everything: Batch, sizes, sides) -> dict:
@@ -224,11 +224,8 @@ def _speed(subject: Subject, call: Callable, batch: Batch) -> dict[str, float]:
 def _peak_bytes() -> int:
     """Most memory in use so far: of the device, or of the process on a CPU."""
     stats = jax.local_devices()[0].memory_stats()
-    return stats["peak_bytes_in_use"] if stats else 1024 * _resident_kilobytes()
-
-
-def _resident_kilobytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return stats["peak_bytes_in_use"] if stats else 1024 * kilobytes
 
 
 def _resized(batch: Batch, side: int) -> Batch:
