@@ -1,3 +1,4 @@
+import functools
 import json
 
 import jax
@@ -22,10 +23,19 @@ def config(trained):
 def result(config, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("benchmark") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(peer, "make", lambda cascade, compiled: peer.Peer(*[lambda *batch: None] * 2))
+        patch.setattr(peer, "Peer", lambda cascade, compiled: _Peer(lambda: 1.0))
         found = benchmark.run(config, workdir)
     assert json.loads((workdir / "benchmark.json").read_text()) == found
     return found
+
+
+class _Peer:
+    def __init__(self, seconds):
+        self.of_a_task = seconds
+
+    def seconds(self, task, images, masks):
+        assert images.shape == masks.shape
+        return self.of_a_task()
 
 
 def test_what_is_written(result):
@@ -48,18 +58,17 @@ def test_what_is_written(result):
 def test_the_ratios_are_of_medians(monkeypatch):
     """Two images in 0.5 s, the median of three after a warm-up; PyTorch needs 2 s, compiled 1 s."""
     order, taken = [], {"ours": [0.5, 9.0, 0.4, 99.0], "eager": [2.0] * 4, "compiled": [1.0] * 4}
+
+    def seconds(kind):
+        order.append(kind)
+        return taken[kind].pop()  # The warm-up is the last one.
+
+    monkeypatch.setattr(benchmark, "_seconds", lambda call: seconds("ours"))
     kinds = ("ours", "eager", "compiled")
-    calls = {kind: lambda *_, kind=kind: order.append(kind) for kind in kinds}
-    peers = {kind: peer.Peer(calls[kind], None) for kind in kinds[1:]}
-
-    def seconds(call):
-        call()
-        return taken[order[-1]].pop()  # The warm-up is the last one.
-
-    monkeypatch.setattr(benchmark, "_seconds", seconds)
+    peers = {kind: _Peer(functools.partial(seconds, kind)) for kind in kinds[1:]}
     subject = benchmark.Subject(None, None, repeats=3)
     batch = benchmark.Batch(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)))
-    found = benchmark._beside(subject, "inference", calls["ours"], peers, batch)
+    found = benchmark._beside(subject, "inference", None, peers, batch)
     assert found == {
         "peer": {"eager": 1.0, "compiled": 2.0},
         "ratio_to_peer": 4.0,
@@ -122,7 +131,7 @@ def test_a_peer_needs_all_networks(trained):
     config = trained[0].copy_and_resolve_references()
     config.model.branches = ("global",)
     with pytest.raises(UserError, match=r"pip install torch|needs all three"):
-        peer.make(configuration.cascade(config), compiled=False)
+        peer.Peer(configuration.cascade(config), compiled=False)
 
 
 def test_figures_are_of_this_device(result):

@@ -1,5 +1,6 @@
 """How fast the cascade is on this machine: as a whole, by stage, and beside the released system."""
 
+import functools
 import json
 import resource
 import statistics
@@ -301,8 +302,8 @@ def _parts(subject: Subject, batch: Batch, with_gradient: bool) -> dict[str, flo
 
 def _peers(cascade: Cascade) -> dict[str, peer.Peer]:
     return {
-        "eager": peer.make(cascade, compiled=False),
-        "compiled": peer.make(cascade, compiled=True),
+        "eager": peer.Peer(cascade, compiled=False),
+        "compiled": peer.Peer(cascade, compiled=True),
     }
 
 
@@ -311,17 +312,16 @@ def _beside(subject: Subject, task: str, call, peers: dict[str, peer.Peer], batc
 
     "ratio_to_peer" is to the released system as it is, eager.
     """
-    calls = {"ours": lambda: call(subject, [batch])}
+    timings = {"ours": lambda: _seconds(lambda: call(subject, [batch]))}
     for name, other in peers.items():
-        theirs = other.segment if task == "inference" else other.train
-        calls[name] = lambda theirs=theirs: theirs(*batch)
-    for name, one in calls.items():
+        timings[name] = functools.partial(other.seconds, task, *batch)
+    for name, seconds in timings.items():
         _say(f"{task} beside the peer, warming up: {name}")
-        _seconds(one)
-    times = {name: [] for name in calls}
+        seconds()
+    times = {name: [] for name in timings}
     for _ in range(subject.repeats):
-        for name, one in calls.items():
-            times[name].append(_seconds(one))
+        for name, seconds in timings.items():
+            times[name].append(seconds())
     speeds = {name: len(batch.images) / statistics.median(t) for name, t in times.items()}
     ours = speeds.pop("ours")
     ratios = {name: ours / speed for name, speed in speeds.items()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+from tprnet_jax import memory
 from tprnet_jax.errors import UserError
 
 MODES = {
@@ -49,6 +50,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options have the form --name=value")
         logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
+        memory.keep_freed()
         _keep_compiled()
         if _COORDINATOR.value:
             from tprnet_jax import devices

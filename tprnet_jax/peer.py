@@ -1,6 +1,14 @@
-"""The released system as the benchmark runs it: batch 1, eager or compiled by PyTorch."""
+"""The released system as the benchmark runs it: batch 1, eager or compiled by PyTorch.
 
+It runs in a process of its own, as its users run it: neither system has the other's threads,
+memory or settings about it.
+"""
+
+import multiprocessing
+import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import cv2
@@ -9,39 +17,84 @@ import numpy as np
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.errors import UserError
 
-
-class Peer(NamedTuple):
-    """Both take images and true masks, `(batch, height, width, 1)` uint8, one image at a time.
-
-    Attributes:
-        segment: Gives the final masks, `(batch, height, width)` bool.
-        train: Takes a step an image.
-    """
-
-    segment: Callable[[np.ndarray, np.ndarray], np.ndarray]
-    train: Callable[[np.ndarray, np.ndarray], None]
+_MODELS = {}  # In the peer's process: what its task is called, and the function for it.
 
 
-def make(cascade: Cascade, compiled: bool) -> Peer:
+class Sizes(NamedTuple):
+    """What the released system is built from: channels by network, and pixels."""
+
+    channels: tuple[tuple[int, ...], ...]
+    window: int
+    patch: int
+    pixels_per_patch: int
+
+
+class Peer:
     """The released system with random weights, at the sizes of a cascade.
 
     On a GPU it computes in mixed precision (float16 with a scaled loss), as the released training
     does; on a CPU in float32. Centrelines are those of the true masks, as in our own benchmark.
+    """
 
-    Args:
-        cascade: With all three networks.
-        compiled: Whether `torch.compile` has compiled the networks.
+    def __init__(self, cascade: Cascade, compiled: bool):
+        """Starts its process.
+
+        Args:
+            cascade: With all three networks.
+            compiled: Whether `torch.compile` has compiled the networks.
+
+        Raises:
+            UserError: PyTorch or what it needs is not installed, or a network is missing.
+        """
+        if cascade.focal_net is None:
+            raise UserError("config.benchmark.peer needs all three of config.model.branches")
+        channels = tuple(tuple(net.channels) for net in cascade.networks.values())
+        sizes = Sizes(channels, cascade.window, cascade.patch, cascade.pixels_per_patch)
+        self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._call(_prepare, sizes, compiled)
+
+    def seconds(self, task: str, images: np.ndarray, masks: np.ndarray) -> float:
+        """How long it takes for these images, one after another.
+
+        Args:
+            task: "inference", or "training", which is a step an image.
+            images: `(batch, height, width, 1)` uint8.
+            masks: True masks, of the same shape, 0 and 255.
+
+        Raises:
+            UserError: Its process was killed.
+        """
+        return self._call(_seconds, task, images, masks)
+
+    def _call(self, function: Callable, *arguments):
+        try:
+            return self.process.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise UserError(
+                "the peer's process was killed, perhaps for want of memory; give less to "
+                "config.benchmark.batches"
+            ) from error
+
+
+def _prepare(sizes: Sizes, compiled: bool) -> None:
+    _MODELS.update(make(sizes, compiled))
+
+
+def _seconds(task: str, images: np.ndarray, masks: np.ndarray) -> float:
+    start = time.perf_counter()
+    _MODELS[task](images, masks)
+    return time.perf_counter() - start
+
+
+def make(sizes: Sizes, compiled: bool) -> dict[str, Callable]:
+    """The functions that are timed, by task; see `Peer`.
 
     Raises:
-        UserError: PyTorch or what it needs is not installed, or a network is missing.
+        UserError: PyTorch or what it needs is not installed.
     """
     torch, released = _import()
-    if cascade.focal_net is None:
-        raise UserError("config.benchmark.peer needs all three of config.model.branches")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    channels = [net.channels for net in cascade.networks.values()]
-    sizes = cascade.window, cascade.patch, cascade.pixels_per_patch
-    model = released.Released(*channels, *sizes).to(device)
+    model = released.Released(*sizes.channels, *sizes[1:]).to(device)
     if compiled:
         # All three are one class, and each mode of each counts as a compilation of it.
         torch._dynamo.config.recompile_limit = 64
@@ -75,7 +128,7 @@ def make(cascade: Cascade, compiled: bool) -> Peer:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Peer(segment, train)
+    return {"inference": segment, "training": train}
 
 
 def _import():
