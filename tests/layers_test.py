@@ -36,22 +36,24 @@ def _convolution(x, kernel, stride):
     return lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=layout)
 
 
-# More and less output than `_SMALL` pixels; blocks that fill the rows and such that do not; a
-# stride with and without a pixel left over.
+# More and fewer pixels than `_SMALL`, where a batch is one tall image; one block and several, that
+# fill the rows and that do not; a stride with and without a pixel left over.
 SHAPES = [
-    ((2, 9, 7, 3), 1),
-    ((1, 80, 64, 2), 1),
-    ((1, 40, 72, 10), 1),  # Channels in pieces of 4, the last one of 2.
-    ((3, 65, 70, 1), 1),
-    ((2, 136, 130, 3), 2),
-    ((1, 131, 141, 2), 2),
+    ((2, 9, 7, 3), 1, 4),
+    ((3, 9, 8, 3), 2, 4),
+    ((1, 80, 64, 2), 1, 4),
+    ((1, 40, 72, 10), 1, 4),  # Channels in pieces of 4, the last one of 2.
+    ((1, 36, 70, 2), 1, 256),  # Wide.
+    ((3, 65, 70, 1), 1, 4),
+    ((2, 136, 130, 3), 2, 4),
+    ((1, 131, 141, 2), 2, 4),
 ]
 
 
-@pytest.mark.parametrize(("shape", "stride"), SHAPES)
-def test_gradients_of_the_convolution(float64, shape, stride):
-    x, kernel = _normal(0, *shape), _normal(1, 3, 3, shape[-1], 4)
-    gradient = _normal(2, shape[0], *(-(-side // stride) for side in shape[1:3]), 4)
+@pytest.mark.parametrize(("shape", "stride", "features"), SHAPES)
+def test_gradients_of_the_convolution(float64, shape, stride, features):
+    x, kernel = _normal(0, *shape), _normal(1, 3, 3, shape[-1], features)
+    gradient = _normal(2, shape[0], *(-(-side // stride) for side in shape[1:3]), features)
     expected = _with_gradients(lambda *a: _convolution(*a, stride), gradient, x, kernel)
     found = _with_gradients(lambda *a: layers.convolve(*a, stride), gradient, x, kernel)
     for one, other in zip(found, expected, strict=True):

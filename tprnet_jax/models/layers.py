@@ -15,10 +15,11 @@ from jax import lax
 NEGATIVE_SLOPE = 0.01
 EPSILON = 1e-5
 
-# On CPUs, XLA's own weight gradient is the faster one up to this number of output pixels.
-_SMALL = 32 * 32
+# For the weight gradient on CPUs: output pixels of a block; output pixels up to which a batch is
+# one tall image; and features from which one product keeps two cores busy.
 _BLOCK_PIXELS = 2048
-_BLOCKS_AT_ONCE = 2
+_SMALL = 32 * 32
+_WIDE = 256
 
 
 def _convolution(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -54,7 +55,7 @@ def _convolve_backward(stride, residuals, gradient):
         return jax.vjp(lambda kernel: _convolution(x, kernel, stride), kernel)[1](gradient)[0]
 
     # What XLA divides over several devices, blocks would first have to gather.
-    if gradient.shape[1] * gradient.shape[2] <= _SMALL or jax.device_count() > 1:
+    if jax.device_count() > 1:
         return x_gradient, by_xla(x, gradient)
     by_blocks = functools.partial(weight_gradient, stride=stride)
     return x_gradient, lax.platform_dependent(x, gradient, cpu=by_blocks, default=by_xla)
@@ -68,10 +69,10 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array
 
     Row r of `x` and row p of `gradient` meet in row r - stride p + 1 of the kernel. So one product
     of `x` shifted by column with `gradient` shifted by row has all nine taps, and needs far fewer
-    copies than nine shifts of `x`; those of a block stay in the cache. Two blocks to a product keep
-    two cores apart, which is faster than having them share one; and the channels are taken in
-    pieces as wide as `gradient`, because the product of two squares is the fastest. The sum of
-    partial sums is also closer to the exact one than XLA's.
+    copies than nine shifts of `x`; those of a block stay in the cache. With few features, two
+    blocks to a product keep two cores apart, which is faster than having them share one; and the
+    channels are taken in pieces as wide as `gradient`, because the product of two squares is the
+    fastest. The sum of partial sums is also closer to the exact one than XLA's.
 
     Args:
         x: `(batch, height, width, channels)`, what was convolved.
@@ -82,8 +83,14 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array
         `(3, 3, channels, features)`, of the type of `x`.
     """
     batch, rows, columns, features = gradient.shape
-    block_rows = max(1, min(_BLOCK_PIXELS // columns, rows // _BLOCKS_AT_ONCE))
-    per_image = -(-rows // (block_rows * _BLOCKS_AT_ONCE)) * _BLOCKS_AT_ONCE
+    if rows * columns <= _SMALL:
+        # One image below the other, with zeros between, so that neighbours never meet.
+        x = _add_rows(x, 0, (rows + 1) * stride - x.shape[1]).reshape(1, -1, *x.shape[2:])
+        gradient = _add_rows(gradient, 0, 1).reshape(1, -1, columns, features)
+        batch, rows = gradient.shape[:2]
+    at_once = 1 if features >= _WIDE else 2
+    per_image = -(-rows * columns // (_BLOCK_PIXELS * at_once)) * at_once
+    block_rows = -(-rows // per_image)
     all_rows = per_image * block_rows  # Zeros fill the last ones, and add nothing.
     before = 2 - stride  # Rows of the gradient before, and one after, meet a row of x as well.
     shifts = before + 2
@@ -103,19 +110,18 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array
     product = functools.partial(jnp.einsum, "bpc,bpf->bcf", preferred_element_type=accumulator)
 
     def add(totals, first):
-        parts, sent = jax.vmap(block)(first + jnp.arange(_BLOCKS_AT_ONCE))
+        parts, sent = jax.vmap(block)(first + jnp.arange(at_once))
         return [t + product(part, sent) for t, part in zip(totals, parts, strict=True)], None
 
     widths = [x[..., piece].shape[-1] for piece in pieces]
-    shapes = [(_BLOCKS_AT_ONCE, 3 * stride * width, shifts * features) for width in widths]
+    shapes = [(at_once, 3 * stride * width, shifts * features) for width in widths]
     totals = [jnp.zeros(shape, accumulator) for shape in shapes]
-    totals, _ = lax.scan(add, totals, jnp.arange(0, batch * per_image, _BLOCKS_AT_ONCE))
+    totals, _ = lax.scan(add, totals, jnp.arange(0, batch * per_image, at_once))
     totals = [t.sum(axis=0).reshape(stride, 3, -1, shifts, features) for t in totals]
     total = jnp.concatenate(totals, axis=2)
-    kernel_rows = []
-    for row in range(3):
-        phase = (row - 1) % stride
-        kernel_rows.append(total[phase, :, :, before + (phase + 1 - row) // stride])
+    phases = [(row - 1) % stride for row in range(3)]
+    met = [before + (phase + 1 - row) // stride for row, phase in enumerate(phases)]
+    kernel_rows = [total[phase, :, :, shift] for phase, shift in zip(phases, met, strict=True)]
     return jnp.stack(kernel_rows).astype(x.dtype)
 
 
