@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
         if len(argv) > 1:
             raise UserError(f"unexpected argument {argv[1]!r}; options have the form --name=value")
         logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
-        memory.keep_freed()
+        _be_quick_on_cpus()
         _keep_compiled()
         if _COORDINATOR.value:
             from tprnet_jax import devices
@@ -69,6 +69,15 @@ def main(argv: list[str]) -> None:
         print(f"error: {error or 'interrupted'}", file=sys.stderr, flush=True)
         # Threads that still compile would crash an orderly exit.
         os._exit(getattr(error, "status", 130))
+
+
+def _be_quick_on_cpus() -> None:
+    import jax
+
+    memory.keep_freed()
+    # One program after another, in this thread: two at a time have the same cores, and need the
+    # memory of both.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
 
 
 def _keep_compiled() -> None:
