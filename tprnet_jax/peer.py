@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,16 +16,7 @@ import numpy as np
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.errors import UserError
 
-_MODELS = {}  # In the peer's process: what its task is called, and the function for it.
-
-
-class Sizes(NamedTuple):
-    """What the released system is built from: channels by network, and pixels."""
-
-    channels: tuple[tuple[int, ...], ...]
-    window: int
-    patch: int
-    pixels_per_patch: int
+_MODELS = {}  # In the peer's process: the function of each task.
 
 
 class Peer:
@@ -48,8 +38,8 @@ class Peer:
         """
         if cascade.focal_net is None:
             raise UserError("config.benchmark.peer needs all three of config.model.branches")
-        channels = tuple(tuple(net.channels) for net in cascade.networks.values())
-        sizes = Sizes(channels, cascade.window, cascade.patch, cascade.pixels_per_patch)
+        channels = [tuple(net.channels) for net in cascade.networks.values()]
+        sizes = (*channels, cascade.window, cascade.patch, cascade.pixels_per_patch)
         self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
         self._call(_prepare, sizes, compiled)
 
@@ -76,7 +66,7 @@ class Peer:
             ) from error
 
 
-def _prepare(sizes: Sizes, compiled: bool) -> None:
+def _prepare(sizes: tuple, compiled: bool) -> None:
     _MODELS.update(make(sizes, compiled))
 
 
@@ -86,15 +76,19 @@ def _seconds(task: str, images: np.ndarray, masks: np.ndarray) -> float:
     return time.perf_counter() - start
 
 
-def make(sizes: Sizes, compiled: bool) -> dict[str, Callable]:
+def make(sizes: tuple, compiled: bool) -> dict[str, Callable]:
     """The functions that are timed, by task; see `Peer`.
+
+    Args:
+        sizes: What `released.Released` is built from.
+        compiled: As for `Peer`.
 
     Raises:
         UserError: PyTorch or what it needs is not installed.
     """
     torch, released = _import()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = released.Released(*sizes.channels, *sizes[1:]).to(device)
+    model = released.Released(*sizes).to(device)
     if compiled:
         # All three are one class, and each mode of each counts as a compilation of it.
         torch._dynamo.config.recompile_limit = 64
