@@ -64,7 +64,7 @@ class Subject(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Times inference and training, prints a table, and writes `workdir/benchmark.json`.
+    """Times inference and training on one device, prints a table, and writes `workdir/benchmark.json`.
 
     The weights are random. The patches are sampled on the true centrelines, so that there are as
     many as a trained network asks for. Speeds are of `config.benchmark.repeats` batches in a row,
@@ -87,8 +87,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         )
     peers = _peers(cascade) if settings.peer else {}
     everything, source = _load(config, sizes[-1])
-    trainer = train.make_trainer(config, steps_per_epoch=1)._replace(from_truth=True)
-    subject = Subject(trainer, initial_state(trainer, config.seed), settings.repeats)
+    subject = _subject(config)
     machine = _machine(config.model.dtype)
     result = {"device": _device(), "images": source, "dtype": config.model.dtype, **machine}
     for task, call in (("inference", _segment), ("training", _train)):
@@ -100,6 +99,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     write_whole(workdir / "benchmark.json", json.dumps(result, indent=2) + "\n")
     print(table(result))
     return result
+
+
+def _subject(config: ConfigDict) -> Subject:
+    """On one device, of however many."""
+    trainer = train.make_trainer(config, steps_per_epoch=1)._replace(from_truth=True)
+    return Subject(trainer, initial_state(trainer, config.seed), config.benchmark.repeats)
 
 
 def _load(config: ConfigDict, count: int) -> tuple[Batch, str]:
@@ -117,8 +122,7 @@ def _load(config: ConfigDict, count: int) -> tuple[Batch, str]:
 
 
 def _device() -> str:
-    device = jax.devices()[0]
-    return f"{jax.device_count()} x {device.device_kind}, JAX {jax.__version__}"
+    return f"{jax.devices()[0].device_kind}, JAX {jax.__version__}"
 
 
 # ---- The machine ---------------------------------------------------------------------------------

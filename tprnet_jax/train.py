@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
     per_epoch = _steps_per_epoch(len(source), config.train.batch)
-    trainer = make_trainer(config, per_epoch)
+    trainer = make_trainer(config, per_epoch, devices.mesh(config.train.batch))
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
@@ -53,14 +53,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     return json.loads((evaluate.result_folder(config, workdir) / "metrics.json").read_text())
 
 
-def make_trainer(config: ConfigDict, steps_per_epoch: int) -> Trainer:
-    """What the training steps of a configuration need, on all devices there are.
-
-    Raises:
-        UserError: The devices cannot share a batch evenly.
-    """
+def make_trainer(
+    config: ConfigDict, steps_per_epoch: int, mesh: jax.sharding.Mesh | None = None
+) -> Trainer:
+    """What the training steps of a configuration need, on the devices of `mesh` or on one."""
     cascade = configuration.cascade(config)
-    mesh = devices.mesh(config.train.batch)
     shares = 1 if mesh is None else mesh.size
     again = {f"{name}_net": cascade.networks[name].clone(remat=True) for name in config.train.remat}
     cascade = dataclasses.replace(
