@@ -64,7 +64,7 @@ class Subject(NamedTuple):
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Times inference and training on one device, prints a table, and writes `workdir/benchmark.json`.
+    """Times one device in inference and training, prints a table, writes `workdir/benchmark.json`.
 
     The weights are random. The patches are sampled on the true centrelines, so that there are as
     many as a trained network asks for. Speeds are of `config.benchmark.repeats` batches in a row,
