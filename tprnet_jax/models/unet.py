@@ -109,7 +109,7 @@ class UNet(nn.Module):
         channels: Channels of each stage, from full resolution down.
         classes: Channels of the logits.
         dtype: Type of the computation; parameters and logits are float32.
-        remat: Whether blocks keep only their input for the gradient, and compute the rest again:
+        remat: Whether stages keep only their input for the gradient, and compute the rest again:
             less memory, a third more time.
     """
 
@@ -121,24 +121,36 @@ class UNet(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Maps images `(batch, height, width, 1)` to logits `(batch, height, width, classes)`."""
-        block_type = nn.remat(ConvBlock) if self.remat else ConvBlock
+        encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
+        decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
         height, width = x.shape[1:3]
         x = _pad_to_multiple(x, 2 ** (len(self.channels) - 1))
         skips = []
-        for stage, features in enumerate(self.channels):
-            for block in range(2):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = block_type(features, stride, self.dtype, name=f"encoder_{stage}_{block}")(x)
+        for stage in range(len(self.channels)):
+            x = encode(self, x, stage)
             skips.append(x)
         skips.pop()
         for stage in reversed(range(len(self.channels) - 1)):
-            features = self.channels[stage]
-            x = UpConv(features, self.dtype, name=f"up_{stage}")(x)
-            x = jnp.concatenate([x, skips.pop()], axis=-1)
-            for block in range(2):
-                x = block_type(features, 1, self.dtype, name=f"decoder_{stage}_{block}")(x)
+            x = decode(self, x, skips.pop(), stage)
         head = nn.Conv(self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
         return head(x)[:, :height, :width].astype(jnp.float32)
+
+
+def _encode(net: UNet, x: jax.Array, stage: int) -> jax.Array:
+    for block in range(2):
+        stride = 2 if stage > 0 and block == 0 else 1
+        name = f"encoder_{stage}_{block}"
+        x = ConvBlock(net.channels[stage], stride, net.dtype, name=name)(x)
+    return x
+
+
+def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
+    features = net.channels[stage]
+    x = UpConv(features, net.dtype, name=f"up_{stage}")(x)
+    x = jnp.concatenate([x, skip], axis=-1)
+    for block in range(2):
+        x = ConvBlock(features, 1, net.dtype, name=f"decoder_{stage}_{block}")(x)
+    return x
 
 
 def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
