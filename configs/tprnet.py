@@ -4,8 +4,8 @@ The paper's sizes and the released training (SGD, 100 epochs, batch 1), for a GP
 
     python -m tprnet_jax.main --config=configs/tprnet.py
 
-Not yet trained to the end. On two cores of an AMD EPYC a step with 64 patches took 5.4 to 7.8
-seconds; two steps and an evaluation of 4 images needed 6.5 GiB.
+Not yet trained to the end. On two cores of an AMD EPYC a step took 2.8 seconds and 5.7 GiB (commit
+85f93a5).
 
 Narrow networks, for machines without a GPU:
 
