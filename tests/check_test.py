@@ -241,6 +241,18 @@ def test_arcade_is_read_as_prepared(tmp_path):
     assert result["identical_images"][0]["mask_dice"] == pytest.approx(2 / 3)
 
 
+def test_all_training_images_are_looked_at_whatever_is_held_out(tmp_path):
+    config = arcade_config(tmp_path, [(10, 1), (20, 3), (10, 3), (40, 3)])
+    config.data.holdout, config.eval.split = 2, "holdout"
+    result = check.run(config, tmp_path / "run")
+    assert result["splits"]["train"]["images"] == 4
+    assert list(result["splits"]) == ["train"]
+    assert len(result["warnings"]) == 1  # The twins; a validation split is not needed.
+    config.data.holdout = 3
+    with pytest.raises(UserError, match=r"holdout is 3, but of the 4 training .* at most 2 can"):
+        check.run(config, tmp_path / "run")
+
+
 def test_an_unusable_arcade_is_fatal_and_reported(tmp_path):
     config = arcade_config(tmp_path, [(10, 1)])
     path = tmp_path / "arcade" / "syntax" / "train" / "images" / "0.png"

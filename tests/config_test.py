@@ -106,6 +106,9 @@ def test_quickstart_needs_no_download():
         ("optim.learning_rate", float("inf")),
         ("optim.warmup", float("nan")),
         ("eval.split", "val"),
+        ("eval.split", "holdout"),
+        ("data.holdout", -1),
+        ("data.holdout_seed", -1),
         ("train.epochs", 0),
         ("train.focal_from_epoch", -1),
         ("eval.batch", 0),
@@ -133,3 +136,12 @@ def test_a_source_for_phantoms_is_named():
     config.data.source = "/arcade"
     with pytest.raises(UserError, match=r"config\.data\.source is '/arcade', but .* 'phantom'"):
         configuration.cascade(config)
+
+
+def test_a_holdout_to_evaluate_needs_images():
+    config = configuration.default()
+    config.eval.split = "holdout"
+    with pytest.raises(UserError, match=r"split is 'holdout', but config\.data\.holdout is 0; set"):
+        configuration.cascade(config)
+    config.data.holdout = 1
+    configuration.cascade(config)

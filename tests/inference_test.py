@@ -43,12 +43,12 @@ def test_patches_lie_on_the_vessels_that_are_given(tiny, tiny_params, batches, t
     vessel[0, 12, 4:18] = True
     placed = dataclasses.replace(tiny, topology=topology)
     (masks,) = inference.segment(placed, tiny_params, [images], [vessel])
-    coarse, (_, corner) = inference._coarse(tiny, tiny_params, images)
+    coarse, seen, (_, corner) = inference._coarse(tiny, tiny_params, images)
     cut = [v[r : r + 16, c : c + 16] for v, (r, c) in zip(vessel, corner, strict=True)]
     owner, origin = cascade.sample_patches(tiny, np.stack(cut), corner, (25, 22))
     canvas = np.zeros((2, 25, 22, 3), np.float32)
     for patches in cascade.chunks(tiny.chunk, owner, origin, 2):
-        canvas = inference._focal(tiny, tiny_params, images, canvas, patches)
+        canvas = inference._focal(tiny, tiny_params, seen, canvas, patches)
     logits = jax.jit(cascade.refine, static_argnums=0)(tiny, coarse, canvas)
     np.testing.assert_array_equal(masks["final"], cascade.is_vessel(logits["final"]))
     np.testing.assert_array_equal(masks["final"][1], masks["global_local"][1])
@@ -78,7 +78,7 @@ def test_a_mistake_of_the_host_stage_reaches_the_caller(tiny, tiny_params, batch
 
 def test_only_bits_leave_the_device(tiny, tiny_params, batches):
     """Masks of 22 columns are three bytes wide."""
-    coarse, _ = inference._coarse(tiny, tiny_params, batches[0])
+    coarse, _, _ = inference._coarse(tiny, tiny_params, batches[0])
     canvas = jax.numpy.zeros((2, 25, 22, 3))
     bits = inference._bits(tiny, coarse, canvas)
     assert (bits.shape, bits.dtype) == ((3, 2, 25, 3), np.uint8)

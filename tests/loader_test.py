@@ -1,4 +1,6 @@
 import itertools
+import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -93,3 +95,116 @@ def test_absent_split_is_named(tmp_path):
     assert len(loader.examples(builder, "train")) == 2
     with pytest.raises(UserError, match=r"phantom has no split test, only train, validation"):
         loader.examples(builder, "test")
+
+
+# ---- The hold-out --------------------------------------------------------------------------------
+
+
+class _DataSet:
+    """Six training examples, the images of some of which are made equal, and one of validation."""
+
+    name = "tiny"
+    info = SimpleNamespace(splits=("train", "validation"))
+
+    def __init__(self, *twins):
+        self.train = _source(6)
+        for first, second in twins:
+            self.train[second]["image"] = self.train[first]["image"].copy()
+
+    def as_data_source(self, split):
+        return self.train if split == "train" else _source(1)
+
+
+def _numbers(data_set, split):
+    source = loader.examples(data_set, split)
+    return [int(source[index]["name"].split(b".")[0]) for index in range(len(source))]
+
+
+@pytest.mark.parametrize(
+    ("twins", "train", "holdout"),
+    [
+        # NumPy permutes six as 3, 2, 5, 4, 0, 1.
+        ([], [0, 1, 4, 5], [2, 3]),
+        ([(2, 4)], [0, 1, 2, 4], [3, 5]),
+        ([(3, 0), (3, 2)], [0, 1, 2, 3], [4, 5]),
+        ([(3, 2), (4, 5)], [2, 3, 4, 5], [0, 1]),
+    ],
+)
+def test_the_first_of_a_permutation_without_a_twin_are_held_out(twins, train, holdout):
+    data_set = loader.HeldOut(_DataSet(*twins), 2, seed=0)
+    assert _numbers(data_set, "train") == train
+    assert _numbers(data_set, "holdout") == holdout
+    assert _numbers(data_set, "validation") == [0]
+
+
+def test_equal_bytes_in_another_shape_are_no_twin():
+    data_set = _DataSet((0, 1))
+    data_set.train[1]["image"] = data_set.train[1]["image"].reshape(2, 8, 1)
+    assert len(_numbers(loader.HeldOut(data_set, 5, seed=0), "holdout")) == 5
+
+
+@pytest.mark.parametrize(
+    ("twins", "count", "message"),
+    [
+        ([], 6, r"holdout is 6, but of the 6 training images at most 5 can .*\(0 have .* smaller"),
+        ([], 7, r"holdout is 7, but of the 6 training images at most 5 can"),
+        ([(0, 1)], 5, r"holdout is 5, but of the 6 training images at most 4 can .*\(2 have an"),
+        ([(0, 1), (2, 3), (4, 5)], 1, r"holdout is 1, but .* at most 0 can be .*\(6 have an"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "holdout"])
+def test_a_holdout_that_is_too_large_is_named(twins, count, message, split):
+    data_set = loader.HeldOut(_DataSet(*twins), count, seed=0)
+    with pytest.raises(UserError, match=r"^config\.data\." + message):
+        loader.examples(data_set, split)
+
+
+@pytest.mark.parametrize(("twins", "most"), [([], 5), ([(0, 1)], 4)])
+def test_the_largest_holdout_leaves_an_image_and_the_twins(twins, most):
+    data_set = loader.HeldOut(_DataSet(*twins), most, seed=0)
+    assert len(_numbers(data_set, "holdout")) == most
+    assert len(_numbers(data_set, "train")) == 6 - most
+
+
+def _phantoms(tmp_path, **fields):
+    config = configuration.default()
+    config.data.name, config.data.dir = "phantom", str(tmp_path)
+    config.data.phantom.size, config.data.phantom.train, config.data.phantom.validation = 32, 9, 1
+    config.update_from_flattened_dict(fields)
+    return loader.prepare(config.data)
+
+
+def _names(data_set, split):
+    source = loader.examples(data_set, split)
+    return [source[index]["name"] for index in range(len(source))]
+
+
+def test_holdout_and_rest_are_disjoint_and_complete_and_a_function_of_their_seed(tmp_path):
+    whole = _names(_phantoms(tmp_path), "train")
+    held_out = _phantoms(tmp_path, **{"data.holdout": 3})
+    assert held_out.info.splits == ("train", "validation", "holdout")
+    train, holdout = (_names(held_out, split) for split in ("train", "holdout"))
+    assert (len(train), len(holdout)) == (6, 3)
+    assert sorted(train + holdout) == whole
+    assert train == sorted(train)
+    other_run = _phantoms(tmp_path, **{"data.holdout": 3, "seed": 1})
+    assert _names(other_run, "holdout") == holdout
+    other_choice = _phantoms(tmp_path, **{"data.holdout": 3, "data.holdout_seed": 1})
+    assert _names(other_choice, "holdout") != holdout
+    assert sorted(_names(other_choice, "train") + _names(other_choice, "holdout")) == whole
+
+
+def test_without_a_holdout_there_is_no_such_split(tmp_path):
+    data_set = _phantoms(tmp_path)
+    with pytest.raises(UserError, match=r"phantom has no split holdout, only train, validation"):
+        loader.examples(data_set, "holdout")
+    assert loader.choosing_split(configuration.default().data) == "validation"
+
+
+@pytest.mark.arcade
+@pytest.mark.skipif("TPRNET_ARCADE" not in os.environ, reason="TPRNET_ARCADE is not set")
+def test_the_images_that_arcade_has_twice_are_never_held_out(tmp_path):
+    config = configuration.default().data
+    config.source, config.dir, config.holdout = os.environ["TPRNET_ARCADE"], str(tmp_path), 990
+    twice = {20, 214, 168, 793, 337, 972, 478, 887, 501, 612}
+    assert set(_numbers(loader.prepare(config), "train")) == twice

@@ -1,15 +1,17 @@
-"""In a process of its own, because there is no way back."""
+"""In processes of their own, because glibc reads its tunables when a process starts."""
 
+import os
 import platform
 import subprocess
 import sys
 
 import pytest
 
+from tprnet_jax import memory
+
 PAGES = """
 import resource
 import numpy as np
-from tprnet_jax import memory
 
 def fresh_pages():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,16 +20,44 @@ def fresh_pages():
 
 fresh_pages()
 print(fresh_pages())
-memory.keep_freed()
-fresh_pages()
-print(fresh_pages())
 """
+RESTART = """
+import os, sys
+from tprnet_jax import memory
+
+print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], flush=True)
+memory.restart_to_keep_freed()
+"""
+
+
+def _run(program: str, *arguments: str, **environment: str) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=clean | environment,
+    )
+    return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps the memory")
 def test_what_is_freed_comes_back_without_a_fresh_page():
     """64 MiB are 32 pages of 2 MiB at the least."""
-    done = subprocess.run([sys.executable, "-c", PAGES], capture_output=True, text=True, check=True)
-    usual, kept = map(int, done.stdout.split())
-    assert usual >= 32
-    assert kept < 8
+    (usual,), (kept,) = _run(PAGES), _run(PAGES, GLIBC_TUNABLES=memory.TUNABLES)
+    assert int(usual) >= 32
+    assert int(kept) < 8
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps the memory")
+def test_the_program_starts_again_once_with_its_arguments_in_the_same_process():
+    first, second = _run(RESTART, "a b", "--c")
+    process = first.split()[0]
+    assert first == f"{process} None ['a b', '--c']"
+    assert second == f"{process} {memory.TUNABLES} ['a b', '--c']"
+
+
+def test_tunables_of_the_user_stay():
+    (line,) = _run(RESTART, GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert line.endswith("glibc.malloc.check=0 []")

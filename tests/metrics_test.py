@@ -4,6 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import surface_distance
+from scipy import ndimage
 
 from tprnet_jax import metrics
 
@@ -48,7 +49,10 @@ def test_evaluate_gives_the_names_in_order_and_perfect_scores_to_equal_masks():
     mask = draw((8, 8), (2, 3, 5, 7))
     scores = metrics.evaluate(mask, mask)
     assert tuple(scores) == metrics.NAMES
-    assert scores == {"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0, "asd": 0.0}
+    assert scores == {
+        **{"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0, "asd": 0.0},
+        **{"missed": 0.0, "extra": 0.0, "rim": 1.0, "area_ratio": 1.0},
+    }
 
 
 def test_asd_of_two_single_pixels_is_their_distance_less_one():
@@ -91,19 +95,20 @@ def test_asd_where_pixels_meet_at_a_corner_only():
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truth", "case", "score", "asd"),
+    ("prediction", "truth", "case", "score", "others"),
     [
-        ((), (), "both", 1.0, 0.0),
-        ((), ((0, 0, 1, 1),), "prediction", 0.0, 5.0),
-        (((0, 0, 1, 1),), (), "truth", 0.0, 5.0),
+        ((), (), "both", 1.0, [0.0, 0.0, 0.0, 1.0, 1.0]),
+        ((), ((0, 0, 1, 2),), "prediction", 0.0, [5.0, 1.0, 0.0, 1.0, 0.0]),
+        # Beside no truth, two pixels are twice the one that it counts as.
+        (((0, 0, 1, 2),), (), "truth", 0.0, [5.0, 0.0, 2.0, 1.0, 2.0]),
     ],
 )
-def test_empty_masks(prediction, truth, case, score, asd):
+def test_empty_masks(prediction, truth, case, score, others):
     prediction, truth = draw((3, 4), *prediction), draw((3, 4), *truth)
     assert metrics.emptiness(prediction, truth) == case
     assert metrics.evaluate(prediction, truth) == {
         **dict.fromkeys(("dice", "iou", "precision", "recall"), score),
-        "asd": asd,
+        **dict(zip(("asd", "missed", "extra", "rim", "area_ratio"), others, strict=True)),
     }
 
 
@@ -154,6 +159,94 @@ def test_asd_agrees_with_the_surface_distance_package():
         assert asd == pytest.approx(expected, abs=1e-6, rel=0), (kind, true_kind, shape)
 
 
+def test_breakdown_of_a_missed_and_an_extra_bar():
+    found, missed, extra = (10, 0, 12, 40), (30, 0, 32, 20), (50, 0, 52, 10)
+    truth, prediction = draw((60, 40), found, missed), draw((60, 40), found, extra)
+    assert metrics.breakdown(prediction, truth) == {
+        "missed": 40 / 120,
+        "extra": 20 / 120,
+        "rim": 1.0,
+        "area_ratio": 100 / 120,
+    }
+
+
+def test_breakdown_leaves_the_rim_of_found_branches_as_it_is():
+    # The upper bar of 4 x 40 is found one row too low, 3 x 40 in common; the lower one is missed.
+    truth = draw((60, 40), (10, 0, 14, 40), (40, 0, 44, 10))
+    prediction = draw((60, 40), (11, 0, 15, 40))
+    assert metrics.breakdown(prediction, truth) == {
+        "missed": 40 / 200,
+        "extra": 0.0,
+        "rim": 2 * (120 + 40) / (160 + 40 + 200),
+        "area_ratio": 160 / 200,
+    }
+
+
+def test_part_of_a_branch_may_be_missed():
+    # The prediction ends in column 9: columns 10 to 14 of the truth are near, 15 to 19 too far.
+    truth, prediction = draw((3, 20), (1, 0, 2, 20)), draw((3, 20), (1, 0, 2, 10))
+    found = metrics.breakdown(prediction, truth)
+    assert (found["missed"], found["extra"]) == (5 / 20, 0.0)
+    assert found["rim"] == 2 * 15 / (15 + 20)
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "far"),
+    [(0, 5, 0), (0, 6, 1), (5, 0, 0), (6, 0, 1), (3, 4, 0), (4, 3, 0), (4, 4, 1), (5, 1, 1)],
+)
+@pytest.mark.parametrize(("down", "right"), [(1, 1), (1, -1), (-1, 1), (-1, -1)])
+def test_reach_is_five_pixels_between_centres(rows, columns, far, down, right):
+    row, column = 7 + down * rows, 7 + right * columns
+    one, other = draw((15, 15), (7, 7, 8, 8)), draw((15, 15), (row, column, row + 1, column + 1))
+    found = metrics.breakdown(one, other)
+    assert found == {"missed": far, "extra": far, "rim": far, "area_ratio": 1.0}
+
+
+def test_nothing_beyond_the_image_is_near():
+    # A frame of truth, and a prediction in its middle, 10 from each side.
+    frame = ~draw((21, 21), (1, 1, 20, 20))
+    middle = draw((21, 21), (10, 10, 11, 11))
+    assert metrics.breakdown(middle, frame)["missed"] == 1
+    assert metrics.breakdown(frame, middle)["extra"] == 80
+    # Pixels in all corners of an image that is too large for them to reach each other.
+    corners, alone = np.zeros((2, 9, 9), bool)
+    corners[::8, ::8] = alone[0, 0] = True
+    assert metrics.breakdown(alone, corners)["missed"] == 3 / 4
+
+
+def reference_breakdown(prediction, truth):
+    """From Euclidean distances to the nearest pixel of the other mask."""
+    missed = truth & (ndimage.distance_transform_edt(~prediction) > 5)
+    extra = prediction & (ndimage.distance_transform_edt(~truth) > 5)
+    mended = np.where(missed, True, np.where(extra, False, prediction))
+    return {
+        "missed": missed.sum() / truth.sum(),
+        "extra": extra.sum() / truth.sum(),
+        "rim": 2 * (mended & truth).sum() / (mended.sum() + truth.sum()),
+        "area_ratio": prediction.sum() / truth.sum(),
+    }
+
+
+def test_breakdown_agrees_with_distance_transforms():
+    generator = np.random.default_rng(2)
+    kinds = ("thin lines", "noise", "border", "full", "left pixel", "right pixel")
+    near = far = 0
+    for _ in range(200):
+        shape = tuple(generator.integers(8, 120, 2))
+        kind, true_kind = generator.choice(kinds, 2)
+        prediction = random_mask(generator, kind, shape)
+        truth = random_mask(generator, true_kind, shape)
+        found = metrics.breakdown(prediction, truth)
+        assert found == pytest.approx(reference_breakdown(prediction, truth), rel=1e-12)
+        if found["missed"] == found["extra"] == 0:
+            assert found["rim"] == metrics.overlap(prediction, truth)["dice"]
+            near += 1
+        else:
+            assert found["rim"] >= metrics.overlap(prediction, truth)["dice"]
+            far += 1
+    assert min(near, far) > 20
+
+
 @pytest.mark.parametrize(
     ("prediction", "truth", "quoted"),
     [
@@ -177,6 +270,10 @@ def test_summary_is_the_mean_over_images_not_over_pixels():
         "precision": 0.5,
         "recall": 0.5,
         "asd": 2.5,
+        "missed": 0.5,
+        "extra": 0.0,
+        "rim": 1.0,
+        "area_ratio": 0.5,
     }
 
 

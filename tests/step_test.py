@@ -200,15 +200,6 @@ def _assert_same_step(found, expected):
     _assert_trees_close(found[0].params, expected[0].params, rtol=1e-4, atol=1e-6)
 
 
-def test_a_batch_in_one_piece_gives_the_step_of_its_halves(
-    plain, tiny_params, tiny_images, masks, monkeypatch
-):
-    batch = _state(plain, tiny_params), tiny_images, masks, True
-    expected = train_step(plain, *batch)
-    monkeypatch.setattr(np, "split", lambda rows, number: [rows])
-    _assert_same_step(train_step(plain, *batch), expected)
-
-
 def test_the_device_finds_the_patches_of_the_host(plain, tiny_params, tiny_images, masks):
     batch = _state(plain, tiny_params), tiny_images, masks, True
     placed = plain._replace(cascade=dataclasses.replace(plain.cascade, topology="device"))
@@ -218,7 +209,7 @@ def test_the_device_finds_the_patches_of_the_host(plain, tiny_params, tiny_image
 def test_patches_of_the_true_masks(plain, tiny_params, tiny_images, masks):
     batch = _state(plain, tiny_params), tiny_images, masks, True
     _, scalars = train_step(plain._replace(from_truth=True), *batch)
-    _, (_, corner) = inference._coarse(plain.cascade, tiny_params, tiny_images)
+    _, _, (_, corner) = inference._coarse(plain.cascade, tiny_params, tiny_images)
     pairs = zip(masks[..., 0] > 127, corner, strict=True)
     cut = np.stack([mask[r : r + 16, c : c + 16] for mask, (r, c) in pairs])
     owner, _ = cascade.sample_patches(plain.cascade, cut, corner, (25, 22))

@@ -308,6 +308,84 @@ def test_networks_learn(trained, tmp_path):
     assert result["final"]["dice"] > result["global"]["dice"]
 
 
+# ---- A hold-out ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def held_out(trained, tmp_path_factory):
+    """A complete run that held out two of the six training images, and the splits it looked at."""
+    workdir = tmp_path_factory.mktemp("held_out") / "run"
+    config = trained[0].copy_and_resolve_references()
+    config.data.holdout, config.eval.split = 2, "holdout"
+    examples, splits = loader.examples, set()
+
+    def note(builder, split):
+        splits.add(split)
+        return examples(builder, split)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loader, "examples", note)
+        train.run(config, workdir)
+    return config, workdir, splits
+
+
+def test_a_holdout_takes_the_place_of_validation(held_out):
+    _, workdir, splits = held_out
+    assert splits == {"train", "holdout"}
+    lines = [line for line in _lines(workdir) if line["split"] != "train"]
+    # Two steps to an epoch of the four images that are left.
+    assert [(line["step"], line["split"]) for line in lines] == [(2, "holdout"), (4, "holdout")]
+    scores = json.loads((workdir / "checkpoints" / "scores.json").read_text())
+    assert scores == {str(line["step"]): line["final_dice"] for line in lines}
+
+
+def test_evaluating_the_holdout_gives_the_dice_that_was_logged(held_out):
+    config, workdir, _ = held_out
+    result = evaluate.run(config, workdir)
+    logged = {x["step"]: x["final_dice"] for x in _lines(workdir) if x["split"] == "holdout"}
+    assert (result["split"], result["images"]) == ("holdout", 2)
+    assert result["final"]["dice"] == logged[result["step"]] == max(logged.values())
+    names = (workdir / "eval" / "holdout" / "per_image.csv").read_text().split()[1:]
+    source = loader.examples(loader.prepare(config.data), "holdout")
+    assert [name.split(",")[0] for name in names] == [source[i]["name"].decode() for i in (0, 1)]
+
+
+def test_a_run_with_a_holdout_says_so_resumes_and_reports_on_the_split_asked_for(
+    held_out, tmp_path, monkeypatch, capsys
+):
+    config = held_out[0].copy_and_resolve_references()
+    config.eval.split = "validation"
+    score = evaluate.score
+    monkeypatch.setattr(evaluate, "score", lambda *rest: raise_signal(SIGTERM))
+    with pytest.raises(Interrupted, match="goes on from step 2"):
+        train.run(config, tmp_path)
+    monkeypatch.setattr(evaluate, "score", score)
+    result = train.run(config, tmp_path)
+    assert (result["split"], result["images"]) == ("validation", 3)
+    assert "step 4: hold-out Dice  global " in capsys.readouterr().out
+    _assert_same_run(config, tmp_path, held_out[1])
+
+
+def test_another_holdout_than_the_trainings_is_said(held_out, tmp_path, caplog):
+    config = held_out[0].copy_and_resolve_references()
+    workdir = tmp_path / "run"
+    shutil.copytree(held_out[1], workdir)
+    config.data.holdout = 3
+    evaluate.run(config, workdir)
+    assert "config.data.holdout is 3, but was 2 in training" in caplog.text
+
+
+def test_a_batch_larger_than_what_a_holdout_leaves_is_named(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.data.holdout = 5
+    with pytest.raises(UserError, match=r"batch is 2, but there are only 1 training images"):
+        train.run(config, tmp_path / "run")
+    config.data.holdout = 6
+    with pytest.raises(UserError, match=r"holdout is 6, but of the 6 training images at most 5"):
+        train.run(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # ---- A workdir that is used again ----------------------------------------------------------------
 
 
@@ -319,6 +397,8 @@ def test_networks_learn(trained, tmp_path):
         ("model.global_channels", (2, 5)),
         ("train.batch", 3),
         ("data.phantom.train", 5),
+        ("data.holdout", 2),
+        ("data.holdout_seed", 1),
         ("optim.name", "adamw"),
     ],
 )
@@ -345,9 +425,10 @@ def test_a_complete_run_trains_on_with_more_epochs(trained, tmp_path):
     assert result["step"] in (3, 6, 9)
 
 
-def test_lines_of_steps_taken_again_are_dropped(tmp_path):
+@pytest.mark.parametrize("held_out", ["validation", "holdout"])
+def test_lines_of_steps_taken_again_are_dropped(tmp_path, held_out):
     path = tmp_path / "metrics.jsonl"
-    records = [(0, "train"), (3, "train"), (3, "validation"), (4, "train"), (6, "validation")]
+    records = [(0, "train"), (3, "train"), (3, held_out), (4, "train"), (6, held_out)]
     whole = [json.dumps({"step": step, "split": split}) + "\n" for step, split in records]
     path.write_text("".join(whole) + '{"step": 6, "spl')
     following = json.dumps({"step": 6, "split": "train"}) + "\n"

@@ -56,6 +56,8 @@ class Cascade:
         centreline: How it is thinned, see `topology.centreline`.
         first_point: Where sampling starts, see `topology.farthest_points`.
         standardise: Whether the networks see each image with mean 0 and standard deviation 1.
+        guided: Whether LocalNet and FocalNet see, beside the image, the vessel probability that
+            the stages before give; it is a constant to the gradient.
         topology: Whether the "host" or the "device" finds the centrelines and samples them; the
             patches are the same.
     """
@@ -74,6 +76,7 @@ class Cascade:
     centreline: str = "skeletonize"
     first_point: str = "centroid"
     standardise: bool = False
+    guided: bool = False
     topology: str = "host"
 
     @property
@@ -86,6 +89,10 @@ class Cascade:
     def stages(self) -> tuple[str, ...]:
         """The outputs, in order; "final" is that of the last branch present."""
         return ("global", "global_local", "final") if self.local_net else ("global", "final")
+
+    def input_channels(self, branch: str) -> int:
+        """Channels that a branch sees: the image, and what guides it."""
+        return 2 if self.guided and branch != "global" else 1
 
     def window_in(self, image: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the local window in an image of this height and width."""
@@ -120,7 +127,7 @@ def init(cascade: Cascade, key: jax.Array) -> dict:
     params = {}
     for name, net in cascade.networks.items():
         branch_key = jax.random.fold_in(key, BRANCHES.index(name))
-        image = jnp.zeros((1, cascade.patch, cascade.patch, 1))
+        image = jnp.zeros((1, cascade.patch, cascade.patch, cascade.input_channels(name)))
         params[name] = net.init(branch_key, image)["params"]
     return params
 
@@ -157,9 +164,32 @@ def coarse_logits(cascade: Cascade, params: dict, images: jax.Array) -> Coarse:
     window = cascade.window_in(image)
     start, end = windows.rectangle(is_vessel(global_logits))
     origin = windows.window_origin(start, end, window, image, cascade.window_column)
-    cropped = windows.crop(images, origin, window)
+    cropped = windows.crop(_guide(cascade, images, global_logits), origin, window)
     local_logits = cascade.local_net.apply({"params": params["local"]}, cropped)
     return Coarse(global_logits, local_logits, origin)
+
+
+def _guide(cascade: Cascade, images: jax.Array, logits: jax.Array) -> jax.Array:
+    """Images with the vessel probability of the stage before as a second channel, if guided."""
+    if not cascade.guided:
+        return images
+    # A constant: each branch learns to segment, none to please the one after it.
+    probability = jax.lax.stop_gradient(jax.nn.softmax(logits)[..., 1:])
+    return jnp.concatenate([images, probability], axis=-1)
+
+
+def focal_input(cascade: Cascade, images: jax.Array, coarse: Coarse) -> jax.Array:
+    """What the patches are cut from: the images, and what M1 and M2 say together if guided.
+
+    Args:
+        cascade: The networks.
+        images: `(batch, height, width, 1)` float32, see `network_input`.
+        coarse: Logits of GlobalNet and LocalNet.
+
+    Returns:
+        `(batch, height, width, 1 or 2)` float32.
+    """
+    return _guide(cascade, images, _global_local(coarse)) if cascade.guided else images
 
 
 def is_vessel(logits: jax.Array) -> jax.Array:
@@ -251,12 +281,13 @@ def chunks(
         )
 
 
-def focal_logits(cascade: Cascade, params: dict, images: jax.Array, patches: Patches) -> jax.Array:
+def focal_logits(cascade: Cascade, params: dict, seen: jax.Array, patches: Patches) -> jax.Array:
     """FocalNet on a chunk of patches: logits `(chunk, *patch, 2)`, M3 (Eq. 5).
 
-    Patches are cut from the whole images, so that those at the window's border see past it.
+    Patches are cut from the whole of what is seen (`focal_input`), so that those at the window's
+    border see past it.
     """
-    stack = windows.stack_patches(images, patches, cascade.patch_in(images.shape[1:3]))
+    stack = windows.stack_patches(seen, patches, cascade.patch_in(seen.shape[1:3]))
     return cascade.focal_net.apply({"params": params["focal"]}, stack)
 
 

@@ -106,7 +106,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 def _look(config: ConfigDict) -> Findings:
     """Looks at a data set that has been checked when it was prepared."""
     try:
-        builder = loader.prepare(config.data)
+        builder = loader.prepare_whole(config.data)
     except UserError as error:
         return Findings([], fatal=[str(error)])
     sights = []
@@ -189,7 +189,7 @@ def _result(config: ConfigDict, findings: Findings) -> dict:
         "fatal": [*findings.fatal, *_fatal(config, splits.get("train", []))],
         "warnings": [
             *findings.notes,
-            *_missing_splits(findings),
+            *_missing_splits(config, findings),
             *_warnings(splits),
             *_twin_warnings(twins),
         ],
@@ -262,18 +262,25 @@ def _fatal(config: ConfigDict, train: Sequence[Sight]) -> list[str]:
             f"{_in_words(sizes[-1])} (height x width), but config.train.batch is "
             f"{config.train.batch}; set it to 1, or bring the images to one size"
         )
-    return sentences
+    return sentences + _holdout_problems(config.data, train)
 
 
-def _missing_splits(findings: Findings) -> list[str]:
+def _holdout_problems(data: ConfigDict, train: Sequence[Sight]) -> list[str]:
+    pictures = [(sight.size, sight.picture) for sight in train]
+    try:
+        if train and data.holdout:
+            loader.choose_holdout(pictures, data.holdout, data.holdout_seed)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _missing_splits(config: ConfigDict, findings: Findings) -> list[str]:
     if findings.fatal:  # A split may only seem to be missing.
         return []
-    present = {sight.split for sight in findings.sights}
-    return [
-        f"there is no split {split}, and training needs it"
-        for split in ("train", "validation")
-        if split not in present
-    ]
+    needed = {"train", loader.choosing_split(config.data), config.eval.split}
+    missing = needed - {"holdout"} - {sight.split for sight in findings.sights}
+    return [f"there is no split {split}, and training needs it" for split in sorted(missing)]
 
 
 def _warnings(splits: dict[str, list[Sight]]) -> list[str]:

@@ -1,8 +1,9 @@
 """Saving and restoring; all of the project that knows Orbax.
 
-A checkpoint has three parts: "params", which is all that evaluation reads; "optim", the rest of the
-training state; and "digests", checksums by which damage is found. How well a checkpoint does is
-written beside them, in `scores.json`, once it has been evaluated.
+A checkpoint has three parts: "params", which is all that evaluation reads, and the moving average
+of the weights where there is one; "optim", the rest of the training state; and "digests", checksums
+by which damage is found. How well a checkpoint does is written beside them, in `scores.json`, once
+it has been evaluated.
 """
 
 import contextlib
@@ -133,14 +134,29 @@ def save(manager: Manager, state: State) -> None:
         UserError: This one, or the one that was being saved, cannot be written.
     """
     finish(manager)
-    rest = {name: part for name, part in state._asdict().items() if name != "params"}
-    items = {"params": state.params, "optim": rest}
+    items = _items(state)
     args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
     args["digests"] = ocp.args.JsonSave({name: _digests(item) for name, item in items.items()})
     try:
         manager.save(int(state.step), args=ocp.args.Composite(**args), force=True)
     except _WRITING_FAILS as error:
         raise _not_written(manager, error) from error
+
+
+def _items(state: State) -> dict[str, dict]:
+    """The parts of a checkpoint that hold the state."""
+    rest = {"step": state.step, "optim": state.optim, "skipped": state.skipped}
+    if state.average is not None:
+        rest["weights"] = state.params
+    return {"params": state.evaluated, "optim": rest}
+
+
+def _state(params: dict, rest: dict) -> State:
+    """The inverse of `_items`."""
+    weights = rest.pop("weights", None)
+    if weights is None:
+        return State(params=params, **rest)
+    return State(params=weights, average=params, **rest)
 
 
 def finish(manager: Manager) -> None:
@@ -199,13 +215,12 @@ def restore_latest(manager: Manager, template: Callable[[], State]) -> State | N
     Raises:
         UserError: No checkpoint is whole, or it has another architecture.
     """
-    expected = jax.eval_shape(template)
+    expected = _items(jax.eval_shape(template))
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            rest = {n: part for n, part in expected._asdict().items() if n != "params"}
-            optim = _restore(manager, step, "optim", rest)
-            state = State(params=_restore(manager, step, "params", expected.params), **optim)
+            rest = _restore(manager, step, "optim", expected["optim"])
+            state = _state(_restore(manager, step, "params", expected["params"]), rest)
         except _Damaged as error:
             logging.warning("%s; going back to the one before", error)
             damaged.append(step)

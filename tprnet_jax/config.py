@@ -17,8 +17,12 @@ from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.topology import CENTRELINES, FIRST_POINTS
 
+FOLDS = (1, 2)
 CHOICES = {
     "data.name": ("arcade", "phantom", "folder"),
+    "model.global_fold": FOLDS,
+    "model.local_fold": FOLDS,
+    "model.focal_fold": FOLDS,
     "model.window_column": WINDOW_COLUMNS,
     "model.centreline": CENTRELINES,
     "model.centreline_region": CENTRELINE_REGIONS,
@@ -29,11 +33,13 @@ CHOICES = {
     "optim.name": ("sgd", "adamw"),
     "optim.schedule": ("poly", "cosine"),
     "train.refinement": ("", *REFINEMENTS),
-    "eval.split": ("train", "validation", "test"),
+    "eval.split": ("train", "validation", "test", "holdout"),
     "eval.checkpoint": ("best", "latest"),
 }
 BOUNDS = {
     "seed": (0, 2**31 - 1),
+    "data.holdout": (0, math.inf),
+    "data.holdout_seed": (0, 2**31 - 1),
     "data.folder.folds": (2, math.inf),
     "data.folder.fold": (0, math.inf),
     "data.folder.seed": (0, 2**31 - 1),
@@ -49,6 +55,7 @@ BOUNDS = {
     "optim.clip_norm": (0, math.inf),
     "train.epochs": (1, math.inf),
     "train.batch": (1, math.inf),
+    "train.ema": (0, 1),
     "train.focal_from_epoch": (0, math.inf),
     "train.evaluate_every": (1, math.inf),
     "train.save_every": (1, math.inf),
@@ -85,6 +92,7 @@ def default() -> ConfigDict:
     config.train = train = ConfigDict()
     train.epochs = 100
     train.batch = 1
+    train.ema = 0.0  # Decay of the weights' moving average, which is evaluated; 0 for none.
     train.focal_from_epoch = 1  # FocalNet sits out the epochs before.
     train.evaluate_every = 1  # Epochs between two evaluations, each with a checkpoint.
     train.save_every = 500  # Steps between two checkpoints besides.
@@ -94,7 +102,7 @@ def default() -> ConfigDict:
     train.patch_gradient = True  # False: the patches' own loss counts, but without a gradient.
 
     config.eval = evaluate = ConfigDict()
-    evaluate.split = "validation"  # "train", "validation" or "test".
+    evaluate.split = "validation"  # "train", "validation", "test" or "holdout".
     evaluate.checkpoint = "best"  # "best" (final Dice) or "latest".
     evaluate.batch = 4
     evaluate.figures = 8  # Overlays: best, worst and evenly between.
@@ -124,6 +132,9 @@ def _data() -> ConfigDict:
     data.name = "arcade"  # "arcade", "phantom" or "folder".
     data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
     data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
+    # Training images kept out of training, to choose checkpoints and settings on; 0 is none.
+    data.holdout = 0
+    data.holdout_seed = 0  # Of their choice.
     data.phantom = ConfigDict()
     data.phantom.size = 256  # Side, pixels.
     data.phantom.train = 200  # Number of training phantoms.
@@ -143,6 +154,10 @@ def _model() -> ConfigDict:
     model.global_channels = (32, 64, 128, 256, 512, 512, 512, 512)  # A stage each.
     model.local_channels = (32, 64, 128, 256, 512, 512, 512)
     model.focal_channels = (32, 64, 128, 256)
+    model.global_fold = 1  # Side of the squares of pixels that become channels: 1, or 2 for
+    model.local_fold = 1  # networks at half the resolution, with logits at the image's own.
+    model.focal_fold = 1
+    model.guided = False  # Local and Focal also see the probability of the stages before.
     model.window = 448  # Side a of the local window, pixels.
     model.patch = 64  # Side b of a focal patch, pixels.
     model.pixels_per_patch = 64  # Centreline pixels to one patch.
@@ -181,7 +196,10 @@ def _check(config: ConfigDict) -> None:
     for field, choices in CHOICES.items():
         value = _value(config, field)
         if value not in choices:
-            raise UserError(f"config.{field} is {value!r}; choose one of {', '.join(choices)}")
+            named = ", ".join(map(str, choices))
+            raise UserError(f"config.{field} is {value!r}; choose one of {named}")
+    if config.train.ema == 1:
+        raise UserError("config.train.ema is 1, so the average never changes; make it less, 0.999")
     if config.data.name == "folder" and not config.data.source:
         raise UserError(
             "config.data.source is empty; give the folder that contains images/ and masks/"
@@ -191,6 +209,11 @@ def _check(config: ConfigDict) -> None:
             f"config.data.source is {config.data.source!r}, but config.data.name is "
             f"{config.data.name!r}, which has none; set config.data.name to 'arcade' or "
             "'folder', or leave the source out"
+        )
+    if config.eval.split == "holdout" and not config.data.holdout:
+        raise UserError(
+            "config.eval.split is 'holdout', but config.data.holdout is 0; set it as in the "
+            "training, or choose another split"
         )
     _check_augmentation(config.augment)
     _check_branches(config.model, config.train.remat)
@@ -246,7 +269,8 @@ def cascade(config: ConfigDict) -> Cascade:
     _check(config)
     model = config.model
     nets = {
-        name: UNet(tuple(model[f"{name}_channels"]), dtype=model.dtype) for name in model.branches
+        name: UNet(tuple(model[f"{name}_channels"]), fold=model[f"{name}_fold"], dtype=model.dtype)
+        for name in model.branches
     }
     return Cascade(
         *(nets.get(name) for name in BRANCHES),
@@ -261,5 +285,6 @@ def cascade(config: ConfigDict) -> Cascade:
         centreline=model.centreline,
         first_point=model.first_point,
         standardise=model.standardise,
+        guided=model.guided,
         topology=config.topology,
     )

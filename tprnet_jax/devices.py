@@ -1,9 +1,12 @@
 """Data parallelism: how arrays lie on several devices and hosts.
 
-One program runs on all devices; XLA divides its work by how the arrays are sharded. Images and
-patches are divided over the devices along their first axis, all else is on every device. A process
-loads and samples for its own devices' images alone.
+Images are divided over the devices along their first axis, and each device has its own images'
+patches; parameters are on every device. The networks run on each device by themselves (`on_each`);
+losses and gradients are summed over all. A process loads and samples for its own devices' images
+alone.
 """
+
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -13,6 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tprnet_jax.errors import UserError
 
 AXIS = "data"
+ROWS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 
 
 def join(coordinator: str, processes: int | None, process: int | None) -> None:
@@ -30,25 +34,37 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
 
 
 def mesh(batch: int) -> Mesh | None:
-    """All devices of all processes in a row; None if there is but one.
+    """The devices that share a batch, as many as divide it, in a row; None for one alone.
+
+    Of several processes, each gives equally many.
 
     Raises:
-        UserError: They cannot share a batch evenly.
+        UserError: Not even one device of each process divides the batch.
     """
-    count = jax.device_count()
-    if batch % count:
+    processes = jax.process_count()
+    if batch % processes:
         raise UserError(
-            f"config.train.batch is {batch}, but there are {count} devices to share it; make it a "
-            f"multiple of {count}"
+            f"config.train.batch is {batch}, but there are {processes} processes to share it; "
+            f"make it a multiple of {processes}"
         )
-    return None if count == 1 else jax.make_mesh((count,), (AXIS,), axis_types=(AxisType.Auto,))
+    share = batch // processes
+    each = max(n for n in range(1, jax.local_device_count() + 1) if share % n == 0)
+    if each * processes == 1:
+        return None
+    chosen = [d for d in jax.devices() if d.id in _first(each, d.process_index)]
+    return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
+
+
+def _first(count: int, process: int) -> set[int]:
+    """Identities of the first devices of a process."""
+    return {d.id for d in [d for d in jax.devices() if d.process_index == process][:count]}
 
 
 def shard(devices: Mesh | None, tree):
     """Arrays of this process's rows, as rows of arrays over all devices."""
     if devices is None:
         return jax.tree.map(jax.numpy.asarray, tree)
-    rows = NamedSharding(devices, PartitionSpec(AXIS))
+    rows = NamedSharding(devices, ROWS)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, x), tree)
 
 
@@ -56,37 +72,61 @@ def replicate(devices: Mesh | None, tree):
     """Arrays that every process has alike, on every device."""
     if devices is None:
         return tree
-    everywhere = NamedSharding(devices, PartitionSpec())
+    everywhere = NamedSharding(devices, EVERYWHERE)
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(everywhere, np.asarray(x)), tree
     )
 
 
-def keep_rows(devices: Mesh | None, tree):
-    """Inside `jit`: the first axes of these arrays stay divided over the devices."""
-    return _constrain(devices, tree, PartitionSpec(AXIS))
+def on_each(devices: Mesh | None, function: Callable, inputs, outputs) -> Callable:
+    """Inside `jit`: a function that each device calls with its own part of the arguments.
+
+    Nothing passes between the devices, so that XLA compiles for each what it would for one alone.
+
+    Args:
+        devices: They, or None for one alone.
+        function: Of arrays to arrays.
+        inputs: `ROWS` or `EVERYWHERE` for each argument.
+        outputs: The same for what it returns.
+    """
+    if devices is None:
+        return function
+    # Whether outputs are alike everywhere is not checked: scans start from zeros, which are.
+    return jax.shard_map(
+        function, mesh=devices, in_specs=inputs, out_specs=outputs, check_vma=False
+    )
+
+
+def own(tree):
+    """Inside `on_each`: arrays that every device has its own of, as `ROWS` of one each."""
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def given(tree):
+    """Inside `on_each`: the inverse of `own`."""
+    return jax.tree.map(lambda x: x[0], tree)
 
 
 def keep_everywhere(devices: Mesh | None, tree):
     """Inside `jit`: these arrays are on every device."""
-    return _constrain(devices, tree, PartitionSpec())
+    if devices is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(devices, EVERYWHERE))
 
 
-def _constrain(devices: Mesh | None, tree, spec: PartitionSpec):
-    return (
-        tree
-        if devices is None
-        else jax.lax.with_sharding_constraint(tree, NamedSharding(devices, spec))
-    )
+def keep_rows(devices: Mesh | None, tree):
+    """Inside `jit`: the first axes of these arrays stay divided over the devices."""
+    if devices is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, NamedSharding(devices, ROWS))
 
 
-def own_rows(array: jax.Array) -> tuple[jax.Array | np.ndarray, int]:
-    """This process's rows of an array divided by `shard`, and the number of the first one."""
+def own_rows(array: jax.Array) -> jax.Array | np.ndarray:
+    """This process's rows of an array divided by `shard`."""
     shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
     if len(shards) == 1:
-        ((first, rows),) = shards.items()
-        return rows, first
-    return np.concatenate(jax.device_get([shards[start] for start in sorted(shards)])), min(shards)
+        return next(iter(shards.values()))
+    return np.concatenate(jax.device_get([shards[start] for start in sorted(shards)]))
 
 
 def one_copy(tree):

@@ -148,13 +148,19 @@ def mean_dice(scores: Scores) -> float:
 
 
 def table(result: dict) -> str:
-    """The paper's columns, a row for each stage, from what `summary` returns."""
+    """The paper's columns, a row for each stage, and where the Dice is lost.
+
+    Args:
+        result: What `summary` returns, or an earlier version wrote, with the paper's metrics alone.
+    """
     lines = ["", f"{'':16}" + "".join(f"{title:>11}" for title in COLUMNS.values())]
     for stage, title in STAGES.items():
         if stage in result:
             values = (f"{result[stage][name]:11.{2 if name == 'asd' else 4}f}" for name in COLUMNS)
             lines.append(f"{title:16}" + "".join(values))
     lines.append(f"Mean over {result['images']} images; ASD in pixels.")
+    if set(metrics.NAMES) <= set(result["final"]):
+        lines.append(_breakdown(result["final"]))
     for stage, cases in result["empty"].items():
         if any(cases.values()):
             counts = ", ".join(f"{case}: {count}" for case, count in cases.items())
@@ -162,13 +168,21 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
+def _breakdown(means: dict[str, float]) -> str:
+    return (
+        f"{STAGES['final']}: branches missed {means['missed']:.3f}, extra {means['extra']:.3f} of "
+        f"the true area (over {metrics.REACH} px away); Dice without these {means['rim']:.3f}; "
+        f"area {means['area_ratio']:.2f} of the true."
+    )
+
+
 def _per_image(scores: Scores) -> str:
     text = io.StringIO()
-    header = [f"{stage}_{name}" for stage in scores.rows for name in COLUMNS]
+    header = [f"{stage}_{name}" for stage in scores.rows for name in metrics.NAMES]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *header])
     for index, name in enumerate(scores.names):
-        values = (rows[index][column] for rows in scores.rows.values() for column in COLUMNS)
+        values = (rows[index][key] for rows in scores.rows.values() for key in metrics.NAMES)
         writer.writerow([name, *(f"{value:.6f}" for value in values)])
     return text.getvalue()
 

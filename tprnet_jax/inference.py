@@ -17,6 +17,7 @@ from tprnet_jax.cascade import (
     Coarse,
     chunks,
     coarse_logits,
+    focal_input,
     focal_logits,
     is_vessel,
     lay,
@@ -117,21 +118,23 @@ class _Batch(NamedTuple):
     Attributes:
         images: On the device.
         coarse: Logits of Global and Local.
+        seen: What the patches are cut from; None without FocalNet.
         patches: What the topology stage will return; None without FocalNet.
     """
 
     images: jax.Array
     coarse: Coarse
+    seen: jax.Array | None
     patches: Future | None
 
 
 def _begin(cascade, params, images, vessel, host: Executor, watch=unwatched) -> _Batch:
     images = jnp.asarray(images)
-    coarse, to_sample = watch("coarse", _coarse(cascade, params, images))
+    coarse, seen, to_sample = watch("coarse", _coarse(cascade, params, images))
     if to_sample is None:
-        return _Batch(images, coarse, None)
+        return _Batch(images, coarse, None, None)
     patches = host.submit(_host_stage, cascade, to_sample, images.shape[1:3], vessel, watch)
-    return _Batch(images, coarse, patches)
+    return _Batch(images, coarse, seen, patches)
 
 
 def _host_stage(cascade: Cascade, to_sample, image: tuple[int, int], vessel, watch):
@@ -153,7 +156,7 @@ def _finish(cascade, params, batch: _Batch, watch=unwatched) -> tuple[Coarse, ja
     size, *image, _ = batch.images.shape
     canvas = windows.empty_canvas(size, tuple(image), channels=2)
     for patches in chunks(cascade.chunk, *batch.patches.result(), size):
-        canvas = _focal(cascade, params, batch.images, canvas, patches)
+        canvas = _focal(cascade, params, batch.seen, canvas, patches)
     return batch.coarse, watch("focal", canvas)
 
 
@@ -170,18 +173,18 @@ def whole(cascade: Cascade, params, images: jax.Array, vessel: jax.Array | None)
     Returns:
         Masks `(stages, batch, height, ceil(width / 8))` uint8, eight pixels a byte.
     """
-    coarse, to_sample = _coarse(cascade, params, images)
+    coarse, seen, to_sample = _coarse(cascade, params, images)
     if to_sample is None:
         return _bits(cascade, coarse, None)
     found, corner = to_sample
     if vessel is not None:
         found = windows.crop(vessel[..., None], corner, found.shape[1:])[..., 0]
     patches, count = patches_on_device(cascade, found, corner, images.shape[1:3])
-    return _bits(cascade, coarse, _all_patches(cascade, params, images, patches, count))
+    return _bits(cascade, coarse, _all_patches(cascade, params, seen, patches, count))
 
 
-def _all_patches(cascade: Cascade, params, images, patches: Patches, count) -> jax.Array:
-    batch, *image, _ = images.shape
+def _all_patches(cascade: Cascade, params, seen, patches: Patches, count) -> jax.Array:
+    batch, *image, _ = seen.shape
     missing = -len(patches.owner) % cascade.chunk
     owner = jnp.pad(patches.owner, (0, missing), constant_values=batch)
     patches = Patches(owner, jnp.pad(patches.origin, ((0, missing), (0, 0))))
@@ -189,7 +192,7 @@ def _all_patches(cascade: Cascade, params, images, patches: Patches, count) -> j
     def lay_chunk(state):
         start, canvas = state
         some = [jax.lax.dynamic_slice_in_dim(array, start, cascade.chunk) for array in patches]
-        canvas = _focal(cascade, params, images, canvas, Patches(*some))
+        canvas = _focal(cascade, params, seen, canvas, Patches(*some))
         return start + cascade.chunk, canvas
 
     canvas = windows.empty_canvas(batch, tuple(image), channels=2)
@@ -199,13 +202,16 @@ def _all_patches(cascade: Cascade, params, images, patches: Patches, count) -> j
 
 @functools.partial(jax.jit, static_argnums=0)
 def _coarse(cascade, params, images):
-    coarse = coarse_logits(cascade, params, network_input(cascade, images))
-    return coarse, None if cascade.focal_net is None else sampling_mask(cascade, coarse)
+    images = network_input(cascade, images)
+    coarse = coarse_logits(cascade, params, images)
+    if cascade.focal_net is None:
+        return coarse, None, None
+    return coarse, focal_input(cascade, images, coarse), sampling_mask(cascade, coarse)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _focal(cascade, params, images, canvas, patches):
-    logits = focal_logits(cascade, params, network_input(cascade, images), patches)
+def _focal(cascade, params, seen, canvas, patches):
+    logits = focal_logits(cascade, params, seen, patches)
     return lay(cascade, canvas, logits, patches)
 
 

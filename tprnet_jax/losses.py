@@ -1,7 +1,6 @@
 """The training objective: cross-entropy + soft Dice (nnU-Net), as the released TPRNet uses it."""
 
 import jax
-import jax.numpy as jnp
 
 SMOOTH = 1e-5
 
@@ -16,9 +15,8 @@ def cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
         A scalar.
     """
-    log_probability = jax.nn.log_softmax(logits)
-    target = jnp.concatenate([1 - mask, mask], axis=-1)
-    return -(target * log_probability).sum(axis=-1).mean()
+    margin = _margin(logits)
+    return (jax.nn.softplus(margin) - mask * margin).mean()
 
 
 def soft_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -31,9 +29,17 @@ def soft_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
     Returns:
         A scalar in [-1, 0].
     """
-    probability = jax.nn.softmax(logits)[..., 1:]
+    probability = jax.nn.sigmoid(_margin(logits))
     intersection = (probability * mask).sum()
     return -(2 * intersection + SMOOTH) / (probability.sum() + mask.sum() + SMOOTH)
+
+
+def _margin(logits: jax.Array) -> jax.Array:
+    """By how much the foreground leads, `(..., 1)`.
+
+    The softmax of two classes is the logistic function of it, without reductions over pairs.
+    """
+    return logits[..., 1:] - logits[..., :1]
 
 
 def segmentation_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,20 +1,27 @@
 """Memory of the process, where JAX computes on the CPU."""
 
-import ctypes
+import os
+import sys
 
-# Parameters of mallopt(3), from glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+# An array of an image's activations is larger than glibc keeps by itself. It would come back one
+# fresh page at a time, each cleared by the kernel, which takes longer than many of the computations
+# on it. So what is freed is kept, and pages are of 2 MiB where the kernel has them.
+TUNABLES = ":".join(
+    (
+        "glibc.malloc.mmap_max=0",
+        f"glibc.malloc.trim_threshold={2**63}",
+        "glibc.malloc.hugetlb=1",
+    )
+)
 
 
-def keep_freed() -> None:
-    """Lets glibc keep what is freed for the next use, rather than give it back to the kernel.
+def restart_to_keep_freed() -> None:
+    """Starts this program again, in this process, with `TUNABLES`; glibc reads them at start only.
 
-    An array of an image's activations is larger than glibc keeps by itself. It would come back one
-    fresh page at a time, each cleared by the kernel, which takes longer than many of the
-    computations on it. Holds for what the main thread asks for, because the heaps of others are too
-    small; to share one heap makes them wait for each other. Does nothing without glibc.
+    Does nothing without glibc, and where the environment has tunables: the second time, or the
+    user's own.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+    if "GLIBC_TUNABLES" in os.environ or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
+        return
+    os.environ["GLIBC_TUNABLES"] = TUNABLES
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -73,17 +73,18 @@ class Progress:
         elif step % LOG_EVERY == 0:
             self._write({"step": step, "split": "train", **values})
 
-    def evaluated(self, step: int, scores: evaluate.Scores) -> None:
-        """Writes down how good the state before this step is."""
+    def evaluated(self, step: int, split: str, scores: evaluate.Scores) -> None:
+        """Writes down how good the state before this step is on a split."""
         result = evaluate.summary(scores)
         values = {
             f"{stage}_{name}": value
             for stage in scores.rows
             for name, value in result[stage].items()
         }
-        self._write({"step": step, "split": "validation", **values})
+        self._write({"step": step, "split": split, **values})
         dice = "  ".join(f"{stage} {result[stage]['dice']:.4f}" for stage in scores.rows)
-        say(f"step {step}: validation Dice  {dice}")
+        name = "hold-out" if split == "holdout" else split
+        say(f"step {step}: {name} Dice  {dice}")
 
     def _write(self, record: dict) -> None:
         try:
@@ -121,8 +122,8 @@ def _is_before(line: str, start: int, scored: bool) -> bool:
     if not line.endswith("\n"):  # Cut off when the run was stopped.
         return False
     record = json.loads(line)
-    # Validation after step n is logged as n, training in step n too.
-    return record["step"] < start + (scored and record["split"] == "validation")
+    # An evaluation after step n is logged as n, training in step n too.
+    return record["step"] < start + (scored and record["split"] != "train")
 
 
 def _report(step: int, values: dict, examples: dict) -> str:

@@ -20,6 +20,7 @@ from tprnet_jax.cascade import (
     Coarse,
     chunks,
     coarse_logits,
+    focal_input,
     focal_logits,
     init,
     lay,
@@ -30,6 +31,7 @@ from tprnet_jax.cascade import (
     to_unit,
 )
 from tprnet_jax.data import augment
+from tprnet_jax.devices import EVERYWHERE, ROWS
 from tprnet_jax.inference import unwatched
 from tprnet_jax.windows import Patches
 
@@ -42,6 +44,7 @@ class Trainer(NamedTuple):
         direction: Turns a branch's gradients into a direction of descent.
         schedule: Learning rate by step.
         clip_norm: Largest norm of the gradient of all branches together.
+        ema: Decay of the moving average of the weights, a step; 0 for no average.
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
@@ -54,11 +57,17 @@ class Trainer(NamedTuple):
     direction: optax.GradientTransformation
     schedule: Callable
     clip_norm: float
+    ema: float = 0.0
     patch_gradient: bool = True
     mesh: jax.sharding.Mesh | None = None
     augmentation: augment.Settings = augment.Settings()
     seed: int = 0
     from_truth: bool = False
+
+    @property
+    def shares(self) -> tuple[int, int]:
+        """Devices that share a batch: of this process, and of all."""
+        return (1, 1) if self.mesh is None else (len(self.mesh.local_devices), self.mesh.size)
 
 
 class State(NamedTuple):
@@ -71,19 +80,27 @@ class State(NamedTuple):
             touched by weight decay or momentum.
         skipped: Steps in a row, up to the last one, that were not applied because the loss or
             the gradient was not finite, int32 scalar.
+        average: Moving average of the parameters, which is what evaluation uses; None without.
     """
 
     step: jax.Array
     params: dict
     optim: dict
     skipped: jax.Array
+    average: dict | None = None
+
+    @property
+    def evaluated(self) -> dict:
+        """The parameters that evaluation uses."""
+        return self.params if self.average is None else self.average
 
 
 def initial_state(trainer: Trainer, seed: int) -> State:
     """Fresh parameters and optimiser state, on one device."""
     params = init(trainer.cascade, jax.random.key(seed))
     optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
-    return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32))
+    average = params if trainer.ema else None
+    return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32), average)
 
 
 def train_step(
@@ -113,64 +130,62 @@ def train_step(
         "learning_rate", "skipped" (see `State`) and "patches" (their number). Where the loss or
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
-    halves = _halves(trainer, images, masks, samples)
-    forward = [_forward(trainer, state.params, images) for images, _ in halves]
-    watch("coarse", forward)
-    focal = []
-    if with_focal:
-        # While the host samples the patches of one half, the device is at the other.
-        pairs = zip(halves, forward, strict=True)
-        focal = [_focal(trainer, state.params, *half, coarse, watch) for half, coarse in pairs]
-    count = sum(half.count for half in focal)
-    logits, laid = [half.logits for half in forward], [half.laid for half in focal]
-    masks = [masks for _, masks in halves]
-    terms, gradients = watch(
-        "fusion", _objective(trainer, logits, laid, np.float32(max(count, 1)), masks)
-    )
-    pullbacks = [half.pullback for half in forward]
-    del forward  # So that `_backward` frees what it has used.
-    gradients = watch("backward", _backward(state.params, pullbacks, *gradients, focal))
+    images, masks = _batch(trainer, images, masks, samples)
+    forward = watch("coarse", _forward(trainer, state.params, images))
+    focal = _focal(trainer, state.params, masks, forward, watch) if with_focal else None
+    laid, count = (None, 0) if focal is None else (focal.laid, focal.count)
+    objective = _objective(trainer, forward.logits, laid, np.float32(max(count, 1)), masks)
+    terms, gradients = watch("fusion", objective)
+    pullback = forward.pullback
+    del forward, objective  # So that the backward pass frees what it has used.
+    gradients = watch("backward", _backward(trainer, state.params, pullback, gradients, focal))
     state, scalars = watch("update", _update(trainer, state, gradients, terms["loss"]))
     return state, {**terms, **scalars, "patches": np.int32(count)}
 
 
-def _halves(trainer: Trainer, images, masks, samples) -> list[tuple[jax.Array, jax.Array]]:
-    """Images and masks on the device, augmented; in one piece if the host has nothing to do."""
-    devices_here = 1 if trainer.mesh is None else len(trainer.mesh.local_devices)
-    divisible = len(images) % (2 * devices_here) == 0
-    number = 2 if divisible and trainer.cascade.focal_net is not None else 1
-    augmented = samples is not None and trainer.augmentation != augment.Settings()
-    parts = []
-    for rows in np.split(np.arange(len(images)), number):
-        part = devices.shard(trainer.mesh, (images[rows], masks[rows]))
-        if augmented:
-            some = devices.shard(trainer.mesh, tuple(sample[rows] for sample in samples))
-            part = _augment(trainer, *part, *some)
-        parts.append(part)
-    return parts
+def _batch(trainer: Trainer, images, masks, samples) -> tuple[jax.Array, jax.Array]:
+    """Images and masks on the devices, augmented."""
+    batch = devices.shard(trainer.mesh, (images, masks))
+    if samples is None or not augment.happens(trainer.augmentation):
+        return batch
+    return _augment(trainer, *batch, *devices.shard(trainer.mesh, tuple(samples)))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _augment(trainer: Trainer, images, masks, epoch, index):
-    keys = augment.sample_keys(trainer.seed, epoch, index)
-    changed = augment.augment(trainer.augmentation, images, masks, keys)
-    return devices.keep_rows(trainer.mesh, changed)
+    def change(images, masks, epoch, index):
+        keys = augment.sample_keys(trainer.seed, epoch, index)
+        share = augment.ramp(trainer.augmentation, epoch)
+        return augment.augment(trainer.augmentation, images, masks, keys, share)
+
+    return devices.on_each(trainer.mesh, change, ROWS, ROWS)(images, masks, epoch, index)
 
 
 def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Iterator[Patches], int]:
-    """The host stage for this process's images: chunks for all devices, and how many patches."""
-    batch, *image, _ = shape
-    (vessel, first), (corner, _) = (devices.own_rows(array) for array in to_sample)
-    owner, origin = sample_patches(trainer.cascade, vessel, corner, tuple(image))
-    counts = devices.of_all(len(owner))
-    own = chunks(trainer.cascade.chunk // len(counts), owner + first, origin, batch, max(counts))
-    return (devices.shard(trainer.mesh, chunk) for chunk in own), sum(counts)
+    """The host stage for this process's images: chunks for all devices, and how many patches.
+
+    Each device has the patches of its own images, and as many chunks as the one with most.
+    """
+    cascade, image = trainer.cascade, tuple(shape[1:3])
+    vessel, corner = (devices.own_rows(array) for array in to_sample)
+    owner, origin = sample_patches(cascade, vessel, corner, image)
+    here, everywhere = trainer.shares
+    rows = len(vessel) // here
+    each = [owner // rows == device for device in range(here)]
+    most = max(devices.of_all(max(np.count_nonzero(own) for own in each)))
+    size = cascade.chunk // everywhere
+    of_each = [chunks(size, owner[own] % rows, origin[own], rows, most) for own in each]
+    together = zip(*of_each, strict=True)
+    stacked = (jax.tree.map(lambda *each: np.concatenate(each), *some) for some in together)
+    total = sum(devices.of_all(len(owner)))
+    return (devices.shard(trainer.mesh, chunk) for chunk in stacked), total
 
 
 class _Forward(NamedTuple):
-    """What `_forward` gives: logits, mask to sample, empty canvas, and the way back."""
+    """What `_forward` gives: logits, what FocalNet sees and samples, and the way back."""
 
     logits: Coarse
+    seen: jax.Array | None
     to_sample: tuple[jax.Array, jax.Array] | None
     canvas: jax.Array | None
     pullback: Callable
@@ -178,27 +193,33 @@ class _Forward(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _forward(trainer: Trainer, params, images):
-    cascade, images = trainer.cascade, network_input(trainer.cascade, images)
+    cascade = trainer.cascade
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
-    def logits(params):
-        coarse = coarse_logits(cascade, params, images)
-        return coarse._replace(origin=None), coarse.origin
+    def forward(params, images):
+        images = network_input(cascade, images)
 
-    coarse, pullback, origin = jax.vjp(logits, coarse_params, has_aux=True)
-    coarse, to_sample, canvas = coarse._replace(origin=origin), None, None
-    if cascade.focal_net is not None:
-        to_sample = devices.keep_rows(trainer.mesh, sampling_mask(cascade, coarse))
+        def logits(params):
+            coarse = coarse_logits(cascade, params, images)
+            return coarse._replace(origin=None), coarse.origin
+
+        coarse, pullback, origin = jax.vjp(logits, params, has_aux=True)
+        coarse, pullback = coarse._replace(origin=origin), devices.own(pullback)
+        if cascade.focal_net is None:
+            return _Forward(coarse, None, None, None, pullback)
+        seen, to_sample = focal_input(cascade, images, coarse), sampling_mask(cascade, coarse)
         canvas = windows.empty_canvas(len(images), images.shape[1:3], channels=2)
-        canvas = devices.keep_rows(trainer.mesh, canvas)
-    return _Forward(coarse, to_sample, canvas, pullback)
+        return _Forward(coarse, seen, to_sample, canvas, pullback)
+
+    each = devices.on_each(trainer.mesh, forward, (EVERYWHERE, ROWS), ROWS)
+    return each(coarse_params, images)
 
 
 class _Focal(NamedTuple):
-    """What FocalNet gives for half a batch.
+    """What FocalNet gives for a batch.
 
     Attributes:
-        laid: Canvas and sum of the patches' losses.
+        laid: Canvas and, of each device, the sum of its patches' losses.
         pullbacks: The way back of each chunk.
         count: Number of patches.
     """
@@ -208,15 +229,16 @@ class _Focal(NamedTuple):
     count: int
 
 
-def _focal(trainer: Trainer, params, images, masks, forward: _Forward, watch) -> _Focal:
+def _focal(trainer: Trainer, params, masks, forward: _Forward, watch) -> _Focal:
     to_sample = forward.to_sample
     if trainer.from_truth:
         to_sample = _crop_truth(masks, *to_sample)
-    patches, count = _patches(trainer, to_sample, images.shape)
+    patches, count = _patches(trainer, to_sample, forward.seen.shape)
     watch("sampling", count)
-    laid, pullbacks = (forward.canvas, np.float32(0)), []
+    no_loss = np.zeros(trainer.shares[0], np.float32)
+    laid, pullbacks = (forward.canvas, devices.shard(trainer.mesh, no_loss)), []
     for chunk in patches:
-        laid, pullback = _focal_forward(trainer, params, *laid, images, masks, chunk)
+        laid, pullback = _focal_forward(trainer, params, *laid, forward.seen, masks, chunk)
         pullbacks.append(pullback)
     return _Focal(watch("focal", laid), pullbacks, count)
 
@@ -227,95 +249,92 @@ def _crop_truth(masks, found, corner):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _focal_forward(trainer, params, canvas, patch_loss, images, masks, patches: Patches):
-    cascade, images = trainer.cascade, network_input(trainer.cascade, images)
-    truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(images.shape[1:3]))
-    taken = patches.owner < images.shape[0]
+def _focal_forward(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
+    cascade = trainer.cascade
 
-    def segment(focal_params, canvas, patch_loss):
-        logits = focal_logits(cascade, {"focal": focal_params}, images, patches)
-        loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
-        canvas = devices.keep_rows(trainer.mesh, lay(cascade, canvas, logits, patches))
-        return canvas, devices.keep_everywhere(trainer.mesh, patch_loss + loss)
+    def forward(params, canvas, patch_loss, seen, masks, patches):
+        truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(seen.shape[1:3]))
+        taken = patches.owner < len(seen)
 
-    return jax.vjp(segment, params["focal"], canvas, patch_loss)
+        def segment(params, canvas, patch_loss):
+            logits = focal_logits(cascade, {"focal": params}, seen, patches)
+            loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
+            return lay(cascade, canvas, logits, patches), patch_loss + loss
+
+        laid, pullback = jax.vjp(segment, params, canvas, patch_loss)
+        return laid, devices.own(pullback)
+
+    each = devices.on_each(trainer.mesh, forward, (EVERYWHERE, *[ROWS] * 5), ROWS)
+    return each(params["focal"], canvas, patch_loss, seen, masks, patches)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _objective(trainer: Trainer, halves: list[Coarse], laid, count, masks):
+def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
     """Mean of the terms (the released code's five; three while FocalNet sits out)."""
-    cascade, truth = trainer.cascade, to_unit(_joined(masks))
-    origins = [half.origin for half in halves]
+    cascade, truth, origin = trainer.cascade, to_unit(masks), coarse.origin
 
-    def total(logits, laid):
-        coarse = _joined([half._replace(origin=o) for half, o in zip(logits, origins, strict=True)])
-        canvas = _joined([canvas for canvas, _ in laid]) if laid else None
+    def total(coarse, laid):
+        coarse = coarse._replace(origin=origin)
+        canvas = None if laid is None else laid[0]
         stages = refine(cascade, coarse, canvas)
         terms = {"global": losses.segmentation_loss(stages["global"], truth)}
         if cascade.local_net is not None:
-            window = coarse.local_logits.shape[1:3]
-            truth_window = windows.crop(truth, coarse.origin, window)
+            truth_window = windows.crop(truth, origin, coarse.local_logits.shape[1:3])
             terms["local"] = losses.segmentation_loss(coarse.local_logits, truth_window)
             terms["global_local"] = losses.segmentation_loss(stages["global_local"], truth)
         if canvas is not None:
             terms["final"] = losses.segmentation_loss(stages["final"], truth)
-            focal = sum(loss for _, loss in laid) / count
+            focal = laid[1].sum() / count
             terms["focal"] = focal if trainer.patch_gradient else jax.lax.stop_gradient(focal)
         loss = sum(terms.values()) / len(terms)
         return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
 
-    logits = [half._replace(origin=None) for half in halves]
-    gradients, terms = jax.grad(total, (0, 1), has_aux=True)(logits, laid)
-    return terms, gradients
+    gradients, terms = jax.grad(total, (0, 1), has_aux=True)(coarse._replace(origin=None), laid)
+    return terms, devices.keep_rows(trainer.mesh, gradients)
 
 
-def _joined(parts: list):
-    """Halves of a batch as one; over several devices, each row stays where it is."""
-
-    def join(*arrays):
-        return jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
-
-    return jax.tree.map(join, *parts)
-
-
-def _backward(params, pullbacks: list, coarse_gradients, laid_gradients, focal: list[_Focal]):
-    """Gradients of the parameters of each branch that took part."""
-    # Popped, because each holds the activations of half a batch, or of a chunk.
-    coarse = _coarse_backward(pullbacks.pop(), coarse_gradients.pop())
-    while pullbacks:
-        coarse = _add(coarse, _coarse_backward(pullbacks.pop(), coarse_gradients.pop()))
-    if not focal:
+def _backward(trainer: Trainer, params, pullback, gradients, focal: _Focal | None):
+    """Each device's own gradients of the parameters of each branch that took part."""
+    coarse_gradient, laid_gradient = gradients
+    coarse = _coarse_backward(trainer, pullback, coarse_gradient)
+    if focal is None:
         return coarse
-    total = _zeros_like(params["focal"])
-    for gradient, half in zip(laid_gradients, focal, strict=True):
-        while half.pullbacks:
-            total, gradient = _focal_chunk_backward(total, gradient, half.pullbacks.pop())
+    total = _no_gradient(trainer, params["focal"])
+    while focal.pullbacks:  # Popped, because each holds the activations of a chunk.
+        total, laid_gradient = _focal_chunk_backward(
+            trainer, total, laid_gradient, focal.pullbacks.pop()
+        )
     return {**coarse, "focal": total}
 
 
-@jax.jit
-def _coarse_backward(pullback, gradient):
-    return pullback(gradient)[0]
+@functools.partial(jax.jit, static_argnums=0)
+def _coarse_backward(trainer: Trainer, pullback, gradient):
+    def backward(pullback, gradient):
+        return devices.own(devices.given(pullback)(gradient)[0])
+
+    return devices.on_each(trainer.mesh, backward, ROWS, ROWS)(pullback, gradient)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _add(total, more):
-    return jax.tree.map(jnp.add, total, more)
+@functools.partial(jax.jit, static_argnums=0)
+def _no_gradient(trainer: Trainer, params):
+    def zeros(params):
+        return devices.own(jax.tree.map(jnp.zeros_like, params))
+
+    return devices.on_each(trainer.mesh, zeros, EVERYWHERE, ROWS)(params)
 
 
-@jax.jit
-def _zeros_like(tree):
-    return jax.tree.map(jnp.zeros_like, tree)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _focal_chunk_backward(trainer: Trainer, total, gradient, pullback):
+    def backward(total, gradient, pullback):
+        more, *gradient = devices.given(pullback)(tuple(gradient))
+        return jax.tree.map(jnp.add, total, devices.own(more)), gradient
 
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _focal_chunk_backward(total, gradient, pullback):
-    params_gradient, *gradient = pullback(tuple(gradient))
-    return jax.tree.map(jnp.add, total, params_gradient), gradient
+    return devices.on_each(trainer.mesh, backward, ROWS, ROWS)(total, gradient, pullback)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _update(trainer: Trainer, state: State, gradients, loss):
+    gradients = jax.tree.map(lambda of_each: of_each.sum(axis=0), gradients)
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
     rate = trainer.schedule(state.step)
@@ -325,10 +344,25 @@ def _update(trainer: Trainer, state: State, gradients, loss):
         descent, optim[name] = trainer.direction.update(clipped, optim[name], params[name])
         params[name] = jax.tree.map(lambda p, d: p - rate * d, params[name], descent)
     usable = jnp.isfinite(norm) & jnp.isfinite(loss)
-    params, optim = jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old), (params, optim), (state.params, state.optim)
+    average = _averaged(trainer.ema, state.average, params, state.step)
+    params, optim, average = jax.tree.map(
+        lambda new, old: jnp.where(usable, new, old),
+        (params, optim, average),
+        (state.params, state.optim, state.average),
     )
     skipped = jnp.where(usable, 0, state.skipped + 1)
     scalars = {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
-    after = State(state.step + 1, params, optim, skipped)
+    after = State(state.step + 1, params, optim, skipped, average)
     return devices.keep_everywhere(trainer.mesh, (after, scalars))
+
+
+def _averaged(decay: float, average: dict | None, params: dict, step: jax.Array) -> dict | None:
+    """The moving average after a step.
+
+    The decay is (1 + step) / (10 + step) until that reaches its setting, so that the average
+    forgets the random weights it starts from (TensorFlow's ExponentialMovingAverage).
+    """
+    if average is None:
+        return None
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)

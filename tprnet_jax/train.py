@@ -35,7 +35,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """
     configuration.cascade(config)  # A mistake is found before any data is read.
     builder = loader.prepare(config.data)
-    source, held_out = (loader.examples(builder, split) for split in ("train", "validation"))
+    splits = "train", loader.choosing_split(config.data)
+    source, held_out = (loader.examples(builder, split) for split in splits)
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
     per_epoch = _steps_per_epoch(len(source), config.train.batch)
     trainer = make_trainer(config, per_epoch, devices.mesh(config.train.batch))
@@ -71,6 +72,7 @@ def make_trainer(
         optimiser.direction(config.optim),
         optimiser.schedule(config.optim, config.train.epochs, steps_per_epoch),
         config.optim.clip_norm,
+        config.train.ema,
         config.train.patch_gradient,
         mesh,
         augment.settings(config.augment),
@@ -86,7 +88,7 @@ class Training(NamedTuple):
         workdir: Where the run writes.
         trainer: What a step needs.
         source: Training examples by index.
-        held_out: Validation examples by index.
+        held_out: Examples by index to choose the checkpoint on.
         per_epoch: Steps to an epoch.
         manager: Of the checkpoints.
     """
@@ -243,11 +245,14 @@ def _take(
 
 def _validate(training: Training, state: State, progress: Progress) -> None:
     """Evaluates a saved state, and notes how good it is."""
-    params = state.params if training.trainer.mesh is None else devices.one_copy(state.params)
+    params = state.evaluated
+    if training.trainer.mesh is not None:
+        params = devices.one_copy(params)
     scores = evaluate.score(
         training.trainer.cascade, params, training.held_out, training.config.eval.batch
     )
-    progress.evaluated(int(state.step), scores)
+    split = loader.choosing_split(training.config.data)
+    progress.evaluated(int(state.step), split, scores)
     if devices.is_first():
         checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
     devices.wait_for_all("the score")

@@ -108,9 +108,10 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 
 
 def warn_of_other_model(config: ConfigDict, workdir: Path) -> None:
-    """Says where the model to be used differs from the one that was trained."""
+    """Says where the model, or the hold-out it is evaluated on, differs from the training's."""
+    parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
     for field, stored, given in _differences(config, workdir):
-        if field.startswith("model."):
+        if field.startswith(parts):
             logging.warning("config.%s is %s, but was %s in training", field, given, stored)
 
 

@@ -32,6 +32,7 @@ NEUTRAL = {
 }
 WARPS = ("rotation", "scaling", "shear", "elastic")
 BOUNDS = {
+    "ramp": (0, math.inf),
     "p_mirror": (0, 1),
     **{f"p_{name}": (0, 1) for name in NEUTRAL},
     "rotation": (-180, 180),
@@ -58,6 +59,8 @@ class Settings(NamedTuple):
     brightening (batchgenerators' rule for its factors).
 
     Attributes:
+        ramp: Epochs over which all probabilities rise from 0 to their settings, evenly; a network
+            that has learnt nothing yet learns from plain images first.
         p_rotation: Probability; vessels have no preferred orientation across projections.
         rotation: Degrees, counter-clockwise, about the image's centre.
         p_scaling: Probability; hearts, detectors and magnifications differ.
@@ -84,6 +87,7 @@ class Settings(NamedTuple):
         gamma: Exponent on the image's own range; mean and standard deviation are kept.
     """
 
+    ramp: float = 0.0
     p_rotation: float = 0.0
     rotation: tuple[float, float] = (-180.0, 180.0)
     p_scaling: float = 0.0
@@ -133,6 +137,26 @@ def settings(config: ConfigDict) -> Settings:
     return Settings(**config.to_dict())
 
 
+def happens(settings: Settings) -> bool:
+    """Whether anything can happen to an image."""
+    return any(value > 0 for name, value in settings._asdict().items() if name.startswith("p_"))
+
+
+def ramp(settings: Settings, epoch: jax.Array) -> jax.Array:
+    """The share of its probabilities that a sample has in an epoch, in [0, 1].
+
+    Args:
+        settings: With `ramp`.
+        epoch: `(batch,)` int32, from 0.
+
+    Returns:
+        `(batch,)` float32: epoch / ramp, at most 1; 1 without a ramp.
+    """
+    if settings.ramp == 0:
+        return jnp.ones(epoch.shape, jnp.float32)
+    return jnp.minimum(epoch / settings.ramp, 1.0)
+
+
 def sample_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
     """A key for each sample, whatever batch, worker or device it ends up in.
 
@@ -150,7 +174,7 @@ def sample_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def augment(
-    settings: Settings, images: jax.Array, masks: jax.Array, keys: jax.Array
+    settings: Settings, images: jax.Array, masks: jax.Array, keys: jax.Array, share: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Changes each image at random, and its mask with it.
 
@@ -162,20 +186,23 @@ def augment(
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
         masks: `(batch, height, width, 1)` uint8, 0 or 255.
         keys: `(batch,)`, see `sample_keys`.
+        share: `(batch,)` of every probability, see `ramp`.
 
     Returns:
         Images `(batch, height, width, 1)` float32 in [0, 1], and masks like those given.
     """
     sample = functools.partial(_augment_sample, settings)
-    images, masks = jax.vmap(sample)(to_unit(images)[..., 0], masks[..., 0], keys)
+    images, masks = jax.vmap(sample)(to_unit(images)[..., 0], masks[..., 0], keys, share)
     return images[..., None], masks[..., None]
 
 
-def _augment_sample(settings: Settings, image, mask, key):
+def _augment_sample(settings: Settings, image, mask, key, share):
     key, elastic_key, noise_key = jax.random.split(key, 3)
-    uniform = dict(
-        zip(("mirror", *NEUTRAL), jax.random.uniform(key, (1 + len(NEUTRAL), 2)), strict=True)
-    )
+    numbers = jax.random.uniform(key, (1 + len(NEUTRAL), 2))
+    # Below p as often as the numbers themselves are below share * p: both of mirroring's, and the
+    # first of each other transformation, see `_draw`.
+    numbers = numbers.at[:, 0].divide(share).at[0, 1].divide(share)
+    uniform = dict(zip(("mirror", *NEUTRAL), numbers, strict=True))
     if settings.p_mirror:
         image, mask = _mirror(uniform["mirror"] < settings.p_mirror, image, mask)
     if any(_happens_at_all(settings, name) for name in WARPS):

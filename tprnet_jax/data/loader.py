@@ -1,7 +1,11 @@
-"""From prepared data sets to batches (Grain)."""
+"""From prepared data sets to splits and batches (Grain)."""
 
+import functools
+import hashlib
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from types import SimpleNamespace
 
 import grain.python as grain
 import numpy as np
@@ -11,19 +15,105 @@ from tprnet_jax.data import arcade, folder, phantom
 from tprnet_jax.errors import UserError
 
 
+class Subset:
+    """Random access to the examples of a source that have the given indices, in their order."""
+
+    def __init__(self, source, indices: Sequence[int]):
+        self._source, self._indices = source, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self._source[self._indices[index]]
+
+
+class HeldOut:
+    """A data set with a part of its split "train" as the split "holdout"; the rest is "train".
+
+    It has what the project uses of a TFDS builder.
+    """
+
+    def __init__(self, builder, count: int, seed: int):
+        self.name = builder.name
+        self.info = SimpleNamespace(splits=(*builder.info.splits, "holdout"))
+        self._builder, self._count, self._seed = builder, count, seed
+
+    def as_data_source(self, split: str):
+        """The examples of a split, those of "train" and "holdout" in the order they had."""
+        if split not in ("train", "holdout"):
+            return self._builder.as_data_source(split)
+        source, chosen = self._chosen
+        of_split = [i for i in range(len(source)) if (i in chosen) == (split == "holdout")]
+        return Subset(source, of_split)
+
+    @functools.cached_property
+    def _chosen(self) -> tuple:
+        """All training examples, and the indices of those held out."""
+        source = self._builder.as_data_source("train")
+        pictures = folder.in_threads(
+            lambda index: _digest(source[index]["image"]), range(len(source)), "Looking for twins"
+        )
+        return source, choose_holdout(pictures, self._count, self._seed)
+
+
+def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return image.shape, hashlib.sha256(image.tobytes()).digest()
+
+
+def choose_holdout(pictures: Sequence[Hashable], count: int, seed: int) -> set[int]:
+    """Indices of the training images to hold out, none of which is trained on as another.
+
+    Args:
+        pictures: Of each training image, what only identical ones share.
+        count: Number to hold out: the first ones without a twin in a permutation of all.
+        seed: Of the permutation.
+
+    Raises:
+        UserError: There are not as many without a twin, or none would be left to train on.
+    """
+    images, of_picture = len(pictures), Counter(pictures)
+    order = np.random.default_rng(seed).permutation(images).tolist()
+    alone = [index for index in order if of_picture[pictures[index]] == 1]
+    if count > (most := min(len(alone), images - 1)):
+        raise UserError(
+            f"config.data.holdout is {count}, but of the {images} training images at most {most} "
+            f"can be held out ({images - len(alone)} have an identical twin, and one must be left "
+            "to train on); make it smaller"
+        )
+    return set(alone[:count])
+
+
+def choosing_split(config: ConfigDict) -> str:
+    """The split that checkpoints are chosen on.
+
+    Args:
+        config: `config.data`.
+    """
+    return "holdout" if config.holdout else "validation"
+
+
 def prepare(config: ConfigDict):
-    """Prepares the data set that a configuration names.
+    """Prepares the data set that a configuration names, with its hold-out if it has one.
 
     Args:
         config: `config.data`.
 
     Returns:
-        A TFDS builder whose examples have "image" `(height, width, 1)` uint8, "mask" likewise
-        with 0 and 255, and "name".
+        A TFDS builder, or what the project uses of one, whose examples have "image" `(height,
+        width, 1)` uint8, "mask" likewise with 0 and 255, and "name".
 
     Raises:
         UserError: The source is unusable, or the data cannot be written.
     """
+    builder = prepare_whole(config)
+    if not config.holdout or "train" not in builder.info.splits:
+        return builder
+    return HeldOut(builder, config.holdout, config.holdout_seed)
+
+
+def prepare_whole(config: ConfigDict):
+    """As `prepare`, but all training images are in the split "train"."""
     data_dir = os.path.expanduser(config.dir) or None
     if config.name == "arcade":
         return arcade.prepare(config.source, data_dir)
@@ -36,7 +126,7 @@ def examples(builder, split: str):
     """Random access to the examples of a split.
 
     Raises:
-        UserError: The data set has no such split.
+        UserError: The data set has no such split, or too few images for its hold-out.
     """
     if split not in builder.info.splits:
         raise UserError(

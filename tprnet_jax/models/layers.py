@@ -7,6 +7,7 @@ more arrays than it needs.
 """
 
 import functools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -54,9 +55,6 @@ def _convolve_backward(stride, residuals, gradient):
     def by_xla(x, gradient):
         return jax.vjp(lambda kernel: _convolution(x, kernel, stride), kernel)[1](gradient)[0]
 
-    # What XLA divides over several devices, blocks would first have to gather.
-    if jax.device_count() > 1:
-        return x_gradient, by_xla(x, gradient)
     by_blocks = functools.partial(weight_gradient, stride=stride)
     return x_gradient, lax.platform_dependent(x, gradient, cpu=by_blocks, default=by_xla)
 
@@ -117,7 +115,9 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array
     shapes = [(at_once, 3 * stride * width, shifts * features) for width in widths]
     totals = [jnp.zeros(shape, accumulator) for shape in shapes]
     totals, _ = lax.scan(add, totals, jnp.arange(0, batch * per_image, at_once))
-    totals = [t.sum(axis=0).reshape(stride, 3, -1, shifts, features) for t in totals]
+    # One after the other: XLA's reduction of so few takes as long as the products.
+    totals = [functools.reduce(operator.add, t) for t in totals]
+    totals = [t.reshape(stride, 3, -1, shifts, features) for t in totals]
     total = jnp.concatenate(totals, axis=2)
     phases = [(row - 1) % stride for row in range(3)]
     met = [before + (phase + 1 - row) // stride for row, phase in enumerate(phases)]

@@ -108,6 +108,10 @@ class UNet(nn.Module):
     Attributes:
         channels: Channels of each stage, from full resolution down.
         classes: Channels of the logits.
+        fold: Side of the squares of pixels that become channels before the first convolution, and
+            that the logits become again at the end, 1 or 2. At 2 every stage works at half the
+            resolution, and input, logits and loss keep theirs (Shi et al. 2016, sub-pixel
+            convolution).
         dtype: Type of the computation; parameters and logits are float32.
         remat: Whether stages keep only their input for the gradient, and compute the rest again:
             less memory, a third more time.
@@ -115,16 +119,17 @@ class UNet(nn.Module):
 
     channels: Sequence[int]
     classes: int = 2
+    fold: int = 1
     dtype: Any = None
     remat: bool = False
 
     @nn.compact
     def __call__(self, x):
-        """Maps images `(batch, height, width, 1)` to logits `(batch, height, width, classes)`."""
+        """Maps images `(batch, height, width, any)` to logits `(batch, height, width, classes)`."""
         encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
         decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
         height, width = x.shape[1:3]
-        x = _pad_to_multiple(x, 2 ** (len(self.channels) - 1))
+        x = _fold(_pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
         skips = []
         for stage in range(len(self.channels)):
             x = encode(self, x, stage)
@@ -132,8 +137,9 @@ class UNet(nn.Module):
         skips.pop()
         for stage in reversed(range(len(self.channels) - 1)):
             x = decode(self, x, skips.pop(), stage)
-        head = nn.Conv(self.classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
-        return head(x)[:, :height, :width].astype(jnp.float32)
+        classes = self.classes * self.fold**2
+        head = nn.Conv(classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
+        return _unfold(head(x), self.fold)[:, :height, :width].astype(jnp.float32)
 
 
 def _encode(net: UNet, x: jax.Array, stage: int) -> jax.Array:
@@ -156,3 +162,24 @@ def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
 def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
     rows, columns = (-side % multiple for side in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+
+
+def _fold(x: jax.Array, side: int) -> jax.Array:
+    """Squares of pixels as channels: `(batch, h, w, c)` to `(batch, h/side, w/side, side^2 c)`.
+
+    Channels are ordered by row in the square, column in the square, channel.
+    """
+    if side == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height // side, side, width // side, side, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height // side, width // side, -1)
+
+
+def _unfold(x: jax.Array, side: int) -> jax.Array:
+    """The inverse of `_fold`."""
+    if side == 1:
+        return x
+    batch, height, width, channels = x.shape
+    x = x.reshape(batch, height, width, side, side, channels // side**2)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * height, side * width, -1)
