@@ -177,6 +177,38 @@ def test_off_is_the_identity_and_draws_nothing():
     assert "gather" in rotating
 
 
+# ---- The ramp -----------------------------------------------------------------------------------
+
+
+def test_probabilities_rise_evenly_to_their_settings():
+    epoch = np.arange(6, dtype=np.int32)
+    np.testing.assert_allclose(augment.ramp(Settings(ramp=4.0), epoch), [0, 0.25, 0.5, 0.75, 1, 1])
+    np.testing.assert_array_equal(augment.ramp(Settings(), epoch), np.ones(6))
+
+
+def test_a_share_of_the_probability_changes_that_share_of_the_images(many):
+    """What is drawn at a share is drawn at more of it too, and with the same strength."""
+    images, masks, changed, _ = (x[:550] for x in many)
+    plain = UNIT(images)[..., 0]
+    settings = Settings(p_gamma=0.8, gamma=(0.7, 0.9))
+    keys = KEYS(7, np.zeros(len(images), np.int32), np.arange(len(images), dtype=np.int32))
+    run = {share: RUN(settings, images, masks, keys, share)[0][..., 0] for share in (0.0, 0.5, 1.0)}
+    np.testing.assert_array_equal(run[0.0], plain)
+    bent = {share: (after != plain).any((1, 2)) for share, after in run.items()}
+    assert scipy.stats.binomtest(int(bent[0.5].sum()), len(images), 0.4).pvalue > 0.01
+    assert scipy.stats.binomtest(int(bent[1.0].sum()), len(images), 0.8).pvalue > 0.01
+    np.testing.assert_array_equal(run[0.5][bent[0.5]], run[1.0][bent[0.5]])
+    half = RUN(Settings(p_mirror=1.0), images, masks, keys, 0.5)[0][..., 0]
+    flips = [(half == np.flip(plain, axes)).all((1, 2)).sum() for axes in ((), 1, 2, (1, 2))]
+    assert scipy.stats.chisquare(flips).pvalue > 0.01
+    np.testing.assert_array_equal(RUN(OFTEN, images, masks, keys, 1.0)[0][..., 0], changed)
+
+
+def test_whether_anything_happens_at_all():
+    assert not augment.happens(Settings(ramp=5.0, gamma=(0.5, 2.0)))
+    assert augment.happens(Settings(p_noise=0.1))
+
+
 # ---- Draws ---------------------------------------------------------------------------------------
 
 

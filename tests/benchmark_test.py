@@ -136,9 +136,3 @@ def test_a_peer_needs_all_networks(trained):
 
 def test_figures_are_of_this_device(result):
     assert jax.devices()[0].device_kind in result["device"]
-
-
-def test_one_of_several_devices_is_timed(config, monkeypatch):
-    """Whatever number of them would have to share a batch."""
-    monkeypatch.setattr(jax, "device_count", lambda: 7)
-    assert benchmark._subject(config).trainer.mesh is None

@@ -27,6 +27,13 @@ class Threshold:
         return jnp.concatenate([jnp.zeros_like(foreground), foreground], axis=-1)
 
 
+class GuidedThreshold(Threshold):
+    """Adds the guiding probability to the grey value."""
+
+    def apply(self, variables, images):
+        return super().apply(variables, images.sum(axis=-1, keepdims=True))
+
+
 GLOBAL, LOCAL, FOCAL = Threshold(8, 0.6), Threshold(4, 0.5), Threshold(2, 0.55, slope=0.1)
 STUBS = Cascade(GLOBAL, LOCAL, FOCAL, 12, 5, 4, 20, chunk=3, refinement="topology_first")
 NO_PARAMS = dict.fromkeys(BRANCHES)
@@ -83,14 +90,16 @@ def _patches_by_definition(shape, centres, side):
         yield tuple(slice(f, f + s) for f, s in zip(first, sides, strict=True))
 
 
-def _final_by_definition(image, refinement):
+def _final_by_definition(image, refinement, guided=False):
     """Logits of the last stage for one image, and how many pixels each rule decided."""
     m1 = _stub(GLOBAL, image)
     window = _window_by_definition(m1 > 0, STUBS.window)
     m2, in_window = np.zeros(image.shape), np.zeros(image.shape, bool)
-    m2[window], in_window[window] = _stub(LOCAL, image[window]), True
+    seen = image + guided * _probability(m1)
+    m2[window], in_window[window] = _stub(LOCAL, seen[window]), True
     centres = topology.patch_centres((m1 + m2)[window] > 0, STUBS.pixels_per_patch, 20)
-    m4, in_patch = _focal_by_definition(image, centres + [side.start for side in window], 5)
+    seen = image + guided * _probability(np.where(in_window, (m1 + m2) / 2, m1))
+    m4, in_patch = _focal_by_definition(seen, centres + [side.start for side in window], 5)
     covered = {
         "topology_first": m4 / 4 + m2 / 4 + m1 / 2,
         "location_first": m4 / 2 + m2 / 4 + m1 / 4,
@@ -102,14 +111,20 @@ def _final_by_definition(image, refinement):
     return final, np.bincount((2 * in_patch + in_window).ravel(), minlength=4)
 
 
+@pytest.mark.parametrize("guided", [False, True])
 @pytest.mark.parametrize("refinement", ["topology_first", "location_first"])
-def test_predict_against_numpy(refinement):
+def test_predict_against_numpy(refinement, guided):
     images = _blobs(0, 3, 25, 20)
-    stubs = dataclasses.replace(STUBS, refinement=refinement)
+    stubs = dataclasses.replace(STUBS, refinement=refinement, guided=guided)
+    if guided:
+        nets = (GuidedThreshold(net.gain, net.level, net.slope) for net in (LOCAL, FOCAL))
+        stubs = dataclasses.replace(
+            stubs, **dict(zip(("local_net", "focal_net"), nets, strict=True))
+        )
     found = inference.predict(stubs, NO_PARAMS, images)["final"]
     decided = 0
     for image, probability in zip(images[..., 0], found, strict=True):
-        expected, pixels = _final_by_definition(image, refinement)
+        expected, pixels = _final_by_definition(image, refinement, guided)
         decided += pixels
         np.testing.assert_allclose(probability, _probability(expected), atol=1e-6)
     assert (decided > 20).all()
@@ -368,3 +383,30 @@ def test_an_ablation_starts_from_the_weights_of_the_whole():
     kernels = [params[name]["encoder_0_0"]["conv"]["kernel"] for name in BRANCHES]
     for one, other in itertools.combinations(kernels, 2):
         assert (one != other).all()
+
+
+def test_guided_branches_see_two_channels(tiny):
+    params = cascade.init(dataclasses.replace(tiny, guided=True), jax.random.key(0))
+    seen = {
+        name: branch["encoder_0_0"]["conv"]["kernel"].shape[2] for name, branch in params.items()
+    }
+    assert seen == {"global": 1, "local": 2, "focal": 2}
+
+
+def test_guidance_is_a_constant_to_the_gradient(tiny, tiny_images):
+    guided = dataclasses.replace(tiny, guided=True)
+    params = cascade.init(guided, jax.random.key(0))
+    images = cascade.to_unit(tiny_images)
+
+    def local_logits(params):
+        return cascade.coarse_logits(guided, params, images).local_logits.sum()
+
+    def focal_seen(params):
+        coarse = cascade.coarse_logits(guided, params, images)
+        return cascade.focal_input(guided, images, coarse).sum()
+
+    by_local = jax.jit(jax.grad(local_logits))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(by_local["global"]))
+    assert by_local["local"]["head"]["kernel"].any()
+    by_seen = jax.jit(jax.grad(focal_seen))(params)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(by_seen))

@@ -16,14 +16,17 @@ from tprnet_jax.models.unet import UNet
 from tprnet_jax.step import Trainer, initial_state
 
 
-def _trainer(channels=(2, 3)):
+def _trainer(channels=(2, 3), ema=0.0):
     net = UNet(channels)
     cascade = Cascade(net, net, net, 8, 4, 4, 4, 2, "topology_first")
-    return Trainer(cascade, optax.trace(0.9, nesterov=True), lambda step: 0.1, 1.0)
+    return Trainer(cascade, optax.trace(0.9, nesterov=True), lambda step: 0.1, 1.0, ema)
 
 
 def _state(step, trainer):
-    return initial_state(trainer, step)._replace(step=np.int32(step))
+    state = initial_state(trainer, step)._replace(step=np.int32(step))
+    if trainer.ema:
+        state = state._replace(average=jax.tree.map(lambda x: x + 1, state.params))
+    return state
 
 
 def _save(workdir, trainer, dices):
@@ -34,14 +37,22 @@ def _save(workdir, trainer, dices):
             checkpoints.write_score(manager, step, dice)
 
 
-def test_latest_state_comes_back_bit_for_bit(tmp_path):
-    trainer = _trainer()
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_latest_state_comes_back_bit_for_bit(tmp_path, ema):
+    trainer = _trainer(ema=ema)
     _save(tmp_path, trainer, {1: 0.5, 2: 0.4})
     with checkpoints.open_manager(tmp_path) as manager:
         restored = checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0))
     expected = _state(2, trainer)
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
+
+
+def test_the_average_is_what_evaluation_reads(tmp_path):
+    trainer = _trainer(ema=0.9)
+    _save(tmp_path, trainer, {1: 0.5})
+    params, _ = checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+    jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).average)
 
 
 def test_two_newest_and_best_are_kept_and_nothing_else(tmp_path):

@@ -202,3 +202,11 @@ def test_a_missing_file_is_named(torch, config, tmp_path):
 def test_without_pytorch_the_extra_is_named(config, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "pip install -e" in _refusal(config, tmp_path / "any.pth", tmp_path / "run")
+
+
+@pytest.mark.parametrize(("field", "value"), [("local_fold", 2), ("guided", True)])
+def test_networks_that_were_never_published_are_refused(config, tmp_path, field, value):
+    config.model[field] = value
+    config.convert.output = str(tmp_path / "model.pth.tar")
+    with pytest.raises(UserError, match=rf"config\.model\.{field} is {value}, which no published"):
+        convert.run(config, tmp_path)

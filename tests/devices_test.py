@@ -28,7 +28,7 @@ train.run(config, Path(sys.argv[2]))
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """20 steps of 16 images, which each device takes in halves."""
+    """20 steps of 16 images, two to each of eight devices."""
     config = configuration.default()
     config.data.name, config.data.dir = "phantom", str(tmp_path_factory.mktemp("data"))
     config.data.phantom.size, config.data.phantom.train = 64, 32
@@ -106,27 +106,28 @@ def test_a_checkpoint_of_eight_devices_opens_on_one(config, alone, eight):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
-def test_a_batch_that_devices_cannot_share_is_named(config, tmp_path):
-    smaller = config.copy_and_resolve_references()
-    smaller.train.batch = 4
-    process = _start(smaller, tmp_path / "run", 8)
-    assert (
-        "config.train.batch is 4, but there are 8 devices to share it; make it a multiple of 8"
-        in (process.communicate()[0])
-    )
-    assert not (tmp_path / "run").exists()
+SHARES = """
+from tprnet_jax import devices
+meshes = [devices.mesh(batch) for batch in (1, 2, 3, 4, 6, 7, 8, 12, 16)]
+print([mesh and [d.id for d in mesh.devices.ravel()] for mesh in meshes])
+"""
+
+
+def test_as_many_devices_as_divide_the_batch_share_it():
+    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-c", SHARES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=flags)
+    sizes = [None, 2, 3, 4, 6, 7, 8, 6, 8]
+    assert json.loads(done.stdout.replace("None", "null")) == [n and list(range(n)) for n in sizes]
 
 
 def test_one_device_needs_no_mesh():
     assert devices.mesh(3) is None
     rows = np.arange(6).reshape(3, 2)
-    array = devices.shard(None, rows)
-    own, first = devices.own_rows(array)
-    np.testing.assert_array_equal(own, rows)
-    assert first == 0
+    np.testing.assert_array_equal(devices.own_rows(devices.shard(None, rows)), rows)
 
 
-def test_an_uneven_batch_is_a_users_mistake(monkeypatch):
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
-    with pytest.raises(UserError, match=r"config\.train\.batch is 6, but there are 4 devices"):
+def test_a_batch_that_processes_cannot_share_is_a_users_mistake(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match=r"config\.train\.batch is 6, but there are 4 processes"):
         devices.mesh(6)

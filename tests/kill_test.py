@@ -31,7 +31,7 @@ def settings(tmp_path_factory):
     config.model.global_channels = config.model.local_channels = (2, 4)
     config.model.focal_channels = (2, 4)
     config.model.window, config.model.patch, config.model.chunk = 48, 16, 4
-    config.train.batch, config.train.epochs = 2, 10
+    config.train.batch, config.train.epochs, config.train.ema = 2, 10, 0.9
     config.train.evaluate_every, config.train.save_every = 5, 3
     config.eval.figures = 0
     return config

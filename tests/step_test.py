@@ -217,6 +217,79 @@ def test_patches_of_the_true_masks(plain, tiny_params, tiny_images, masks):
     assert scalars["patches"] != train_step(plain, *batch)[1]["patches"]
 
 
+def test_a_guided_step_follows_the_gradient_of_the_whole(plain, tiny_images, masks):
+    """The whole in one function, its coordinates and guidance constants."""
+    guided = dataclasses.replace(plain.cascade, guided=True, chunk=20)
+    trainer, params = plain._replace(cascade=guided), cascade.init(guided, jax.random.key(0))
+    unit, truth = (cascade.to_unit(jnp.asarray(array)) for array in (tiny_images, masks))
+    coarse = jax.jit(cascade.coarse_logits, static_argnums=0)(guided, params, unit)
+    places = cascade.sample_patches(guided, *cascade.sampling_mask(guided, coarse), (25, 22))
+    (patches,) = cascade.chunks(40, *places, 2)
+    taken = (patches.owner < 2)[:, None]
+
+    def objective(params):
+        coarse = cascade.coarse_logits(guided, params, unit)
+        seen = cascade.focal_input(guided, unit, coarse)
+        logits = cascade.focal_logits(guided, params, seen, patches)
+        canvas = cascade.lay(guided, windows.empty_canvas(2, (25, 22), 2), logits, patches)
+        stages = cascade.refine(guided, coarse, canvas)
+        window = windows.crop(truth, coarse.origin, (16, 16))
+        cut = windows.stack_patches(truth, patches, (8, 8))
+        each = jax.vmap(_loss)(logits, cut)
+        terms = [_loss(stage, truth) for stage in stages.values()]
+        terms += [
+            _loss(coarse.local_logits, window),
+            (each[:, None] * taken).sum() / len(places[0]),
+        ]
+        return sum(terms) / 5
+
+    loss, gradient = jax.jit(jax.value_and_grad(objective))(params)
+    state, scalars = train_step(trainer, _state(trainer, params), tiny_images, masks, True)
+    assert scalars["patches"] == len(places[0]) > 5
+    assert scalars["loss"] == pytest.approx(float(loss), rel=1e-5)
+    moved = jax.tree.map(lambda before, after: before - after, params, state.params)
+    _assert_trees_close(moved, gradient, rtol=1e-3, atol=1e-5)
+
+
+# ---- The average ---------------------------------------------------------------------------------
+
+
+def test_the_average_forgets_its_start_and_then_decays_as_set(
+    clipped, tiny_params, tiny_images, masks
+):
+    """The decay is 1/10, 2/11, then what is set, 0.25."""
+    trainer = clipped._replace(ema=0.25)
+    state = _state(trainer, tiny_params)._replace(average=tiny_params)
+    expected = tiny_params
+    for decay in (1 / 10, 2 / 11, 1 / 4, 1 / 4):
+        state, _ = train_step(trainer, state, tiny_images, masks, True)
+        expected = jax.tree.map(
+            lambda old, new, d=decay: d * np.float64(old) + (1 - d) * np.float64(new),
+            expected,
+            state.params,
+        )
+        _assert_trees_close(state.average, expected, rtol=1e-5, atol=1e-6)
+    assert state.evaluated is state.average
+
+
+def test_without_an_average_the_weights_themselves_are_evaluated(clipped):
+    state = initial_state(clipped, 0)
+    assert state.average is None
+    assert state.evaluated is state.params
+    averaged = initial_state(clipped._replace(ema=0.9), 0)
+    jax.tree.map(np.testing.assert_array_equal, averaged.average, state.params)
+
+
+def test_a_step_that_is_not_applied_leaves_the_average(clipped, tiny_params, tiny_images, masks):
+    trainer = clipped._replace(ema=0.9)
+    zeros = jax.tree.map(jnp.zeros_like, tiny_params)
+    before = _state(trainer, tiny_params)._replace(average=zeros)
+    images = tiny_images / np.float32(255)
+    images[0, 0, 0] = np.nan
+    after, _ = train_step(trainer, before, images, masks, True)
+    jax.tree.map(np.testing.assert_array_equal, after.average, zeros)
+
+
 # ---- The update ----------------------------------------------------------------------------------
 
 

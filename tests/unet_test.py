@@ -124,9 +124,10 @@ def test_up_conv_against_numpy():
 # ---- Network -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("fold", [1, 2])
 @pytest.mark.parametrize("size", [(1, 1), (7, 8), (13, 17), (16, 16), (33, 5)])
-def test_logits_have_the_size_of_the_image(size):
-    net = UNet((2, 3, 4), classes=3)
+def test_logits_have_the_size_of_the_image(size, fold):
+    net = UNet((2, 3, 4), classes=3, fold=fold)
     image = jax.ShapeDtypeStruct((2, *size, 1), jnp.float32)
     logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), image)
     assert logits.shape == (2, *size, 3)
@@ -178,3 +179,25 @@ def test_rematerialised_gradients_are_the_same_from_the_stages_alone(tiny, tiny_
     )
     encoded = [features * (16 >> stage) ** 2 for stage, features in enumerate(net.channels)]
     assert kept(2) - kept(1) == image.size + sum(encoded) + sum(encoded[:-1])
+
+
+# ---- Folding -------------------------------------------------------------------------------------
+
+
+def test_a_folded_network_is_a_plain_one_on_squares_of_pixels():
+    """Channel `4 r + 2 c + k` is channel k of row r and column c of a square of 2 x 2 pixels."""
+    rng = np.random.default_rng(0)
+    images = rng.random((2, 8, 12, 2)).astype(np.float32)
+    folded = np.zeros((2, 4, 6, 8), np.float32)
+    for r, c, k in itertools.product(range(2), range(2), range(2)):
+        folded[..., 4 * r + 2 * c + k] = images[:, r::2, c::2, k]
+    plain, net = UNet((2, 3), classes=12), UNet((2, 3), classes=3, fold=2)
+    params = _init(plain, *folded.shape)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), images)["params"]
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    expected = np.zeros((2, 8, 12, 3), np.float32)
+    logits = np.asarray(plain.apply({"params": params}, folded))
+    for r, c, k in itertools.product(range(2), range(2), range(3)):
+        expected[:, r::2, c::2, k] = logits[..., 6 * r + 3 * c + k]
+    found = net.apply({"params": params}, images)
+    np.testing.assert_allclose(found, expected, atol=1e-6)

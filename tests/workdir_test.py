@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tprnet_jax import train
+from tprnet_jax import evaluate, predict, train
 from tprnet_jax.errors import UserError
 from tprnet_jax.workdir import only_run
 
@@ -43,3 +43,14 @@ def test_a_second_run_is_refused_until_the_first_has_gone(trained, tmp_path):
     first.communicate()
     with only_run(workdir):
         assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+
+
+@pytest.mark.parametrize(("field", "value", "was"), [("focal_fold", 2, 1), ("guided", True, False)])
+def test_networks_that_see_something_else_are_refused(trained, tmp_path, field, value, was):
+    config, workdir = trained[0].copy_and_resolve_references(), trained[1]
+    config.model[field] = value
+    config.predict.input, config.predict.output = str(tmp_path / "a.png"), str(tmp_path / "out")
+    (tmp_path / "a.png").touch()
+    for run in (train.run, evaluate.run, predict.run):
+        with pytest.raises(UserError, match=rf"config\.model\.{field} is {value}, .*{was}"):
+            run(config, workdir)

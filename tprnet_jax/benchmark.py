@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax import inference, peer, topology, train
+from tprnet_jax import devices, inference, peer, topology, train
 from tprnet_jax.cascade import Cascade, to_unit
 from tprnet_jax.data import arcade, loader, scene
 from tprnet_jax.errors import UserError
@@ -48,26 +48,25 @@ class Subject(NamedTuple):
     """What is timed.
 
     Attributes:
-        trainer: With the networks; samples patches on the true centrelines.
-        state: Random weights.
+        cascade: The networks.
+        state: Random weights, on one device.
+        trainer: By size of batch, on the devices that share it; samples patches on the true
+            centrelines.
         repeats: Timings that a median is of.
     """
 
-    trainer: Trainer
+    cascade: Cascade
     state: State
+    trainer: Callable[[int], Trainer]
     repeats: int
-
-    @property
-    def cascade(self) -> Cascade:
-        """The networks."""
-        return self.trainer.cascade
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
-    """Times one device in inference and training, prints a table, writes `workdir/benchmark.json`.
+    """Times inference and training, prints a table, writes `workdir/benchmark.json`.
 
-    The weights are random. The patches are sampled on the true centrelines, so that there are as
-    many as a trained network asks for. Speeds are of `config.benchmark.repeats` batches in a row,
+    Inference is on one device, training on those that share the batch. The weights are random. The
+    patches are sampled on the true centrelines, so that there are as many as a trained network asks
+    for. Speeds are of `config.benchmark.repeats` batches in a row,
     stages and comparisons medians of as many; compiling is not counted.
 
     Returns:
@@ -102,9 +101,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 
 def _subject(config: ConfigDict) -> Subject:
-    """On one device, of however many."""
-    trainer = train.make_trainer(config, steps_per_epoch=1)._replace(from_truth=True)
-    return Subject(trainer, initial_state(trainer, config.seed), config.benchmark.repeats)
+    @functools.cache  # A new trainer would be compiled anew.
+    def trainer(batch: int) -> Trainer:
+        return train.make_trainer(config, 1, devices.mesh(batch))._replace(from_truth=True)
+
+    cascade, state = configuration.cascade(config), initial_state(trainer(1), config.seed)
+    return Subject(cascade, state, trainer, config.benchmark.repeats)
 
 
 def _load(config: ConfigDict, count: int) -> tuple[Batch, str]:
@@ -146,7 +148,7 @@ def forward_flops(cascade: Cascade, image: tuple[int, int], patches: float) -> f
     sizes = {"global": image, "local": cascade.window_in(image), "focal": cascade.patch_in(image)}
     total = 0.0
     for name, net in cascade.networks.items():
-        x = jax.ShapeDtypeStruct((1, *sizes[name], 1), jnp.float32)
+        x = jax.ShapeDtypeStruct((1, *sizes[name], cascade.input_channels(name)), jnp.float32)
         variables = jax.eval_shape(net.init, jax.random.key(0), x)
         cost = jax.jit(net.apply).lower(variables, x).cost_analysis()
         total += cost["flops"] * (patches if name == "focal" else 1)
@@ -196,9 +198,12 @@ def _segment(subject: Subject, batches: Sequence[Batch], **watch) -> None:
 
 
 def _train(subject: Subject, batches: Sequence[Batch], **watch) -> State:
-    state, with_focal = subject.state, subject.cascade.focal_net is not None
+    trainer = subject.trainer(len(batches[0].images))
+    state = devices.replicate(trainer.mesh, subject.state)
     for batch in batches:
-        state, _ = train_step(subject.trainer, state, *batch, with_focal=with_focal, **watch)
+        state, _ = train_step(
+            trainer, state, *batch, with_focal=subject.cascade.focal_net is not None, **watch
+        )
     return state
 
 

@@ -30,7 +30,7 @@ CHOICES = {
     "model.refinement": REFINEMENTS,
     "model.dtype": ("float32", "bfloat16"),
     "topology": TOPOLOGIES,
-    "optim.name": ("sgd", "adamw"),
+    "optim.name": ("sgd", "adamw", "muon"),
     "optim.schedule": ("poly", "cosine"),
     "train.refinement": ("", *REFINEMENTS),
     "eval.split": ("train", "validation", "test", "holdout"),
@@ -81,7 +81,7 @@ def default() -> ConfigDict:
     )
     config.model = _model()
     config.optim = optim = ConfigDict()
-    optim.name = "sgd"  # "sgd" (Nesterov momentum) or "adamw".
+    optim.name = "sgd"  # "sgd" (Nesterov momentum), "adamw" or "muon".
     optim.learning_rate = 0.01
     optim.momentum = 0.99  # sgd only.
     optim.weight_decay = 3e-5

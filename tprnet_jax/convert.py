@@ -17,7 +17,7 @@ from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 from tprnet_jax.models.weights import from_torch, to_torch
 from tprnet_jax.step import State
-from tprnet_jax.workdir import warn_of_other_model, write_config
+from tprnet_jax.workdir import NETWORK, check_same_model, write_config
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -27,6 +27,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
         UserError: Neither or both are given, a file cannot be used, or PyTorch is missing.
     """
     cascade = configuration.cascade(config)
+    for field in NETWORK:
+        value, published = (c.model[field] for c in (config, configuration.default()))
+        if value != published:
+            raise UserError(
+                f"config.model.{field} is {value}, which no published network has; convert with "
+                f"{published}"
+            )
     given, wanted = config.convert.input, config.convert.output
     if bool(given) == bool(wanted):
         raise UserError(
@@ -54,7 +61,8 @@ def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Pa
         if manager.latest_step() is not None:
             raise UserError(f"{workdir} already has a run; give another --workdir")
         zero = jnp.zeros((), jnp.int32)
-        checkpoints.save(manager, State(zero, params, optim, skipped=zero))
+        average = params if config.train.ema else None
+        checkpoints.save(manager, State(zero, params, optim, zero, average))
         checkpoints.finish(manager)
     write_config(config, workdir)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -68,8 +76,8 @@ def export_weights(config: ConfigDict, cascade: Cascade, workdir: Path, path: Pa
         UserError: The workdir has no checkpoint of these networks.
     """
     torch = _torch()
+    check_same_model(config, workdir)
     params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
-    warn_of_other_model(config, workdir)
     state = to_torch(cascade.networks, jax.device_get(params))
     file = io.BytesIO()
     torch.save(

@@ -51,13 +51,8 @@ def mesh(batch: int) -> Mesh | None:
     each = max(n for n in range(1, jax.local_device_count() + 1) if share % n == 0)
     if each * processes == 1:
         return None
-    chosen = [d for d in jax.devices() if d.id in _first(each, d.process_index)]
+    chosen = [device for p in range(processes) for device in jax.local_devices(p)[:each]]
     return jax.make_mesh((len(chosen),), (AXIS,), axis_types=(AxisType.Auto,), devices=chosen)
-
-
-def _first(count: int, process: int) -> set[int]:
-    """Identities of the first devices of a process."""
-    return {d.id for d in [d for d in jax.devices() if d.process_index == process][:count]}
 
 
 def shard(devices: Mesh | None, tree):

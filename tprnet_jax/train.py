@@ -172,6 +172,8 @@ def _train(training: Training, stop: signals.Stop) -> None:
         write_config(config, training.workdir)
         if start:
             say(f"Going on from step {start} of {training.steps}.")
+        if (used := trainer.shares[1]) < jax.device_count():
+            say(f"{used} of {jax.device_count()} devices divide config.train.batch={batch}.")
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
     scored = checkpoints.is_scored(training.manager, start)

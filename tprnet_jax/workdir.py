@@ -30,6 +30,8 @@ PACKAGES = (
     "opencv-python-headless",
     "tensorflow-datasets",
 )
+# What a network sees; its parameters fit nothing else.
+NETWORK = ("global_fold", "local_fold", "focal_fold", "guided")
 # What may change from one start of a run to the next; all else decides what its steps mean.
 FREE = (
     "topology",
@@ -107,10 +109,19 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def warn_of_other_model(config: ConfigDict, workdir: Path) -> None:
-    """Says where the model, or the hold-out it is evaluated on, differs from the training's."""
+def check_same_model(config: ConfigDict, workdir: Path) -> None:
+    """Says where the model, or the hold-out it is evaluated on, differs from the training's.
+
+    Raises:
+        UserError: Its networks see something else than they were trained to, see `NETWORK`.
+    """
     parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
     for field, stored, given in _differences(config, workdir):
+        if field.removeprefix("model.") in NETWORK:
+            raise UserError(
+                f"config.{field} is {given}, but the run in {workdir} was trained with {stored}; "
+                "use the --config of that run or another --workdir"
+            )
         if field.startswith(parts):
             logging.warning("config.%s is %s, but was %s in training", field, given, stored)
 

@@ -174,7 +174,11 @@ def sample_keys(seed: int, epoch: jax.Array, index: jax.Array) -> jax.Array:
 
 
 def augment(
-    settings: Settings, images: jax.Array, masks: jax.Array, keys: jax.Array, share: jax.Array
+    settings: Settings,
+    images: jax.Array,
+    masks: jax.Array,
+    keys: jax.Array,
+    share: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Changes each image at random, and its mask with it.
 
@@ -186,12 +190,15 @@ def augment(
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
         masks: `(batch, height, width, 1)` uint8, 0 or 255.
         keys: `(batch,)`, see `sample_keys`.
-        share: `(batch,)` of every probability, see `ramp`.
+        share: `(batch,)` of every probability, see `ramp`, or one for all.
 
     Returns:
         Images `(batch, height, width, 1)` float32 in [0, 1], and masks like those given.
     """
-    sample = functools.partial(_augment_sample, settings)
+    sample, share = (
+        functools.partial(_augment_sample, settings),
+        jnp.broadcast_to(share, keys.shape),
+    )
     images, masks = jax.vmap(sample)(to_unit(images)[..., 0], masks[..., 0], keys, share)
     return images[..., None], masks[..., None]
 
