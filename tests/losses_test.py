@@ -48,6 +48,13 @@ def test_soft_dice_pools_the_batch():
     assert pooled == pytest.approx(-(2.5 + 1e-5) / (4.25 + 1e-5), rel=1e-6)
 
 
+def test_soft_dice_of_images_counts_them_alike():
+    logits, mask = _pixels([LN3, -LN3, LN3, 0], [1, 0, 0, 1])
+    of_images = losses.soft_dice(logits.reshape(2, 1, 2, 2), mask.reshape(2, 1, 2, 1), True)
+    each = [(1.5 + 1e-5) / (2 + 1e-5), (1 + 1e-5) / (2.25 + 1e-5)]
+    assert of_images == pytest.approx(-sum(each) / 2, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("differences", "mask", "value"),
     [

@@ -42,6 +42,35 @@ def test_adamw_decays_apart_from_the_moments():
         np.testing.assert_allclose(descent, adam + 0.1 * np.asarray(params), rtol=1e-4)
 
 
+def test_muon_makes_the_steps_of_a_kernel_orthogonal():
+    """By singular values: Newton and Schulz's five iterations bring each near 1, by design."""
+    rng = np.random.default_rng(0)
+    shapes = {"conv": {"kernel": (3, 3, 4, 6), "bias": (6,)}, "head": {"kernel": (1, 1, 6, 2)}}
+    params, gradients = (
+        jax.tree.map(
+            lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
+            shapes,
+            is_leaf=_is_shape,
+        )
+        for _ in range(2)
+    )
+    muon = optimiser.direction(_optim(name="muon", weight_decay=0.1))
+    descent, _ = muon.update(gradients, muon.init(params), params)
+    kernel = np.asarray(descent["conv"]["kernel"] - 0.1 * params["conv"]["kernel"]).reshape(36, 6)
+    left, _, right = np.linalg.svd(np.asarray(gradients["conv"]["kernel"]).reshape(36, 6), False)
+    singular = np.linalg.svd(kernel, compute_uv=False) / (0.2 * np.sqrt(36))
+    assert ((singular > 0.6) & (singular < 1.3)).all()
+    assert (kernel * (left @ right)).sum() > 0.98 * np.linalg.norm(kernel) * np.sqrt(6)
+    for part, name in (("conv", "bias"), ("head", "kernel")):
+        # Adam's first step with Nesterov's momentum is 1 + 0.9 / 1.9 in the gradient's direction.
+        expected = (1 + 0.9 / 1.9) * np.sign(gradients[part][name]) + 0.1 * params[part][name]
+        np.testing.assert_allclose(descent[part][name], expected, rtol=1e-5)
+
+
+def _is_shape(value):
+    return isinstance(value, tuple)
+
+
 def test_poly_is_constant_within_an_epoch():
     rate = jax.jit(optimiser.schedule(_optim(), epochs=5, steps_per_epoch=7))
     for step in range(35):

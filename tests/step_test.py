@@ -251,6 +251,17 @@ def test_a_guided_step_follows_the_gradient_of_the_whole(plain, tiny_images, mas
     _assert_trees_close(moved, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_the_dice_of_each_image_if_asked(plain, tiny_params, tiny_images, masks):
+    trainer = plain._replace(image_dice=True)
+    stages = inference.predict(plain.cascade, tiny_params, tiny_images)
+    _, scalars = train_step(trainer, _state(trainer, tiny_params), tiny_images, masks, True)
+    for stage, probability in stages.items():
+        difference = np.log(probability / (1 - probability))[..., None]
+        logits = np.concatenate([np.zeros_like(difference), difference], axis=-1)
+        of_each = [_loss(logits[i : i + 1], masks[i : i + 1] / np.float32(255)) for i in range(2)]
+        assert scalars[f"loss_{stage}"] == pytest.approx(np.mean(of_each), rel=1e-4)
+
+
 # ---- The average ---------------------------------------------------------------------------------
 
 

@@ -93,6 +93,7 @@ def default() -> ConfigDict:
     train.epochs = 100
     train.batch = 1
     train.ema = 0.0  # Decay of the weights' moving average, which is evaluated; 0 for none.
+    train.image_dice = False  # The loss takes the Dice of each image, not that of the whole batch.
     train.focal_from_epoch = 1  # FocalNet sits out the epochs before.
     train.evaluate_every = 1  # Epochs between two evaluations, each with a checkpoint.
     train.save_every = 500  # Steps between two checkpoints besides.

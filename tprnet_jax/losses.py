@@ -19,19 +19,23 @@ def cross_entropy(logits: jax.Array, mask: jax.Array) -> jax.Array:
     return (jax.nn.softplus(margin) - mask * margin).mean()
 
 
-def soft_dice(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Negative soft Dice of the foreground class, its sums pooled over the batch.
+def soft_dice(logits: jax.Array, mask: jax.Array, of_images: bool = False) -> jax.Array:
+    """Negative soft Dice of the foreground class.
 
     Args:
         logits: `(batch, height, width, 2)`.
         mask: `(batch, height, width, 1)` in {0, 1}.
+        of_images: Whether it is the mean over images, each counting the same as in the metric,
+            rather than that of sums pooled over the batch, where large vessel trees count for more.
 
     Returns:
         A scalar in [-1, 0].
     """
     probability = jax.nn.sigmoid(_margin(logits))
-    intersection = (probability * mask).sum()
-    return -(2 * intersection + SMOOTH) / (probability.sum() + mask.sum() + SMOOTH)
+    axes = (1, 2, 3) if of_images else None
+    intersection = (probability * mask).sum(axes)
+    areas = probability.sum(axes) + mask.sum(axes)
+    return -((2 * intersection + SMOOTH) / (areas + SMOOTH)).mean()
 
 
 def _margin(logits: jax.Array) -> jax.Array:
@@ -42,9 +46,9 @@ def _margin(logits: jax.Array) -> jax.Array:
     return logits[..., 1:] - logits[..., :1]
 
 
-def segmentation_loss(logits: jax.Array, mask: jax.Array) -> jax.Array:
-    """Cross-entropy + soft Dice, equal weights."""
-    return cross_entropy(logits, mask) + soft_dice(logits, mask)
+def segmentation_loss(logits: jax.Array, mask: jax.Array, of_images: bool = False) -> jax.Array:
+    """Cross-entropy + soft Dice, equal weights; see `soft_dice`."""
+    return cross_entropy(logits, mask) + soft_dice(logits, mask, of_images)
 
 
 def patch_losses(logits: jax.Array, masks: jax.Array) -> jax.Array:

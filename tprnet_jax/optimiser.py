@@ -26,10 +26,10 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _muon(decay: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the kernels, AdamW for all else and the logits' kernel.
+    """Muon (Jordan et al. 2024) for the kernels, AdamW with Nesterov's momentum for all else.
 
-    A kernel is a matrix of what it sees by its features. Its steps are as long as AdamW's usually
-    are (Liu et al. 2025), so that both take one learning rate.
+    A kernel is a matrix of what it sees by its features; that of the logits is left to AdamW. Its
+    steps are as long as AdamW's usually are (Liu et al. 2025), so that both take one learning rate.
     """
 
     def as_matrix(path, parameter):

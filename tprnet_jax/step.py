@@ -45,6 +45,7 @@ class Trainer(NamedTuple):
         schedule: Learning rate by step.
         clip_norm: Largest norm of the gradient of all branches together.
         ema: Decay of the moving average of the weights, a step; 0 for no average.
+        image_dice: Whether the Dice loss is the mean over images, see `losses.soft_dice`.
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
@@ -58,6 +59,7 @@ class Trainer(NamedTuple):
     schedule: Callable
     clip_norm: float
     ema: float = 0.0
+    image_dice: bool = False
     patch_gradient: bool = True
     mesh: jax.sharding.Mesh | None = None
     augmentation: augment.Settings = augment.Settings()
@@ -272,18 +274,19 @@ def _focal_forward(trainer, params, canvas, patch_loss, seen, masks, patches: Pa
 def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
     """Mean of the terms (the released code's five; three while FocalNet sits out)."""
     cascade, truth, origin = trainer.cascade, to_unit(masks), coarse.origin
+    segmentation_loss = functools.partial(losses.segmentation_loss, of_images=trainer.image_dice)
 
     def total(coarse, laid):
         coarse = coarse._replace(origin=origin)
         canvas = None if laid is None else laid[0]
         stages = refine(cascade, coarse, canvas)
-        terms = {"global": losses.segmentation_loss(stages["global"], truth)}
+        terms = {"global": segmentation_loss(stages["global"], truth)}
         if cascade.local_net is not None:
             truth_window = windows.crop(truth, origin, coarse.local_logits.shape[1:3])
-            terms["local"] = losses.segmentation_loss(coarse.local_logits, truth_window)
-            terms["global_local"] = losses.segmentation_loss(stages["global_local"], truth)
+            terms["local"] = segmentation_loss(coarse.local_logits, truth_window)
+            terms["global_local"] = segmentation_loss(stages["global_local"], truth)
         if canvas is not None:
-            terms["final"] = losses.segmentation_loss(stages["final"], truth)
+            terms["final"] = segmentation_loss(stages["final"], truth)
             focal = laid[1].sum() / count
             terms["focal"] = focal if trainer.patch_gradient else jax.lax.stop_gradient(focal)
         loss = sum(terms.values()) / len(terms)

@@ -71,12 +71,13 @@ def make_trainer(
         cascade,
         optimiser.direction(config.optim),
         optimiser.schedule(config.optim, config.train.epochs, steps_per_epoch),
-        config.optim.clip_norm,
-        config.train.ema,
-        config.train.patch_gradient,
-        mesh,
-        augment.settings(config.augment),
-        config.seed,
+        clip_norm=config.optim.clip_norm,
+        ema=config.train.ema,
+        image_dice=config.train.image_dice,
+        patch_gradient=config.train.patch_gradient,
+        mesh=mesh,
+        augmentation=augment.settings(config.augment),
+        seed=config.seed,
     )
 
 
