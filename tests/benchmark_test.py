@@ -66,7 +66,7 @@ def test_the_ratios_are_of_medians(monkeypatch):
     monkeypatch.setattr(benchmark, "_seconds", lambda call: seconds("ours"))
     kinds = ("ours", "eager", "compiled")
     peers = {kind: _Peer(functools.partial(seconds, kind)) for kind in kinds[1:]}
-    subject = benchmark.Subject(None, None, repeats=3)
+    subject = benchmark.Subject(None, None, None, repeats=3)
     batch = benchmark.Batch(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)))
     found = benchmark._beside(subject, "inference", None, peers, batch)
     assert found == {
@@ -75,6 +75,30 @@ def test_the_ratios_are_of_medians(monkeypatch):
         "ratio_to_compiled_peer": 2.0,
     }
     assert order == [*kinds] * 4  # In turn, once to warm up.
+
+
+def test_networks_never_published_are_timed_beside_the_full_size(config, monkeypatch):
+    monkeypatch.setattr(peer, "Peer", lambda cascade, compiled: cascade)
+    plain = benchmark._peers(config)
+    tiny = configuration.cascade(config)
+    assert plain == {"eager": tiny, "compiled": tiny}
+    guided = config.copy_and_resolve_references()
+    guided.model.guided = True
+    paper = configuration.cascade(configuration.default())
+    made = []
+    monkeypatch.setattr(benchmark, "FullSize", lambda config: made.append(config))
+    assert benchmark._peers(guided) == {"full size": None, "eager": paper, "compiled": paper}
+    assert made == [guided]
+
+
+def test_the_full_size_is_the_papers(config, monkeypatch):
+    made = []
+    monkeypatch.setattr(benchmark, "_subject", lambda config: made.append(config))
+    guided = config.copy_and_resolve_references()
+    guided.model.guided = True
+    benchmark.FullSize(guided)
+    assert made[0].model == configuration.default().model
+    assert made[0].benchmark == guided.benchmark
 
 
 def test_the_patches_are_those_of_the_true_masks(config, result):

@@ -61,3 +61,13 @@ def test_the_program_starts_again_once_with_its_arguments_in_the_same_process():
 def test_tunables_of_the_user_stay():
     (line,) = _run(RESTART, GLIBC_TUNABLES="glibc.malloc.check=0")
     assert line.endswith("glibc.malloc.check=0 []")
+
+
+def test_what_is_started_untuned_has_none_of_ours(monkeypatch):
+    monkeypatch.setenv("GLIBC_TUNABLES", memory.TUNABLES)
+    with memory.untuned():
+        assert "GLIBC_TUNABLES" not in os.environ
+    assert os.environ["GLIBC_TUNABLES"] == memory.TUNABLES
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.check=0")
+    with memory.untuned():
+        assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=0"

@@ -1,4 +1,6 @@
+import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -6,12 +8,12 @@ import pytest
 
 from tprnet_jax import evaluate, predict, train
 from tprnet_jax.errors import UserError
-from tprnet_jax.workdir import only_run
+from tprnet_jax.workdir import check_same_run, only_run
 
 HOLD = """
 import sys
 from pathlib import Path
-from tprnet_jax.workdir import only_run
+from tprnet_jax.workdir import check_same_run, only_run
 with only_run(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -54,3 +56,15 @@ def test_networks_that_see_something_else_are_refused(trained, tmp_path, field, 
     for run in (train.run, evaluate.run, predict.run):
         with pytest.raises(UserError, match=rf"config\.model\.{field} is {value}, .*{was}"):
             run(config, workdir)
+
+
+def test_a_field_that_a_run_was_started_without_had_its_default(trained, tmp_path):
+    config, workdir = trained[0].copy_and_resolve_references(), tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    earlier = json.loads((workdir / "config.json").read_text())
+    del earlier["config"]["train"]["ema"]
+    (workdir / "config.json").write_text(json.dumps(earlier))
+    check_same_run(config, workdir)
+    config.train.ema = 0.9
+    with pytest.raises(UserError, match=r"config\.train\.ema is 0\.9, not 0\.0 as the run"):
+        check_same_run(config, workdir)

@@ -22,6 +22,7 @@ from tprnet_jax.data import arcade, loader, scene
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 from tprnet_jax.step import State, Trainer, initial_state, train_step
+from tprnet_jax.workdir import NETWORK
 
 PHANTOM_SIDE = 512
 MATRIX, COPIED = 4096, 2**26  # Sides of the product, and numbers to copy, that measure the machine.
@@ -84,7 +85,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             f"config.benchmark.batches is {settings.batches} and sides {settings.sides}; give "
             "positive whole numbers, and at least one batch"
         )
-    peers = _peers(cascade) if settings.peer else {}
+    peers = _peers(config) if settings.peer else {}
     everything, source = _load(config, sizes[-1])
     subject = _subject(config)
     machine = _machine(config.model.dtype)
@@ -309,14 +310,32 @@ def _parts(subject: Subject, batch: Batch, with_gradient: bool) -> dict[str, flo
 # ---- The peer ------------------------------------------------------------------------------------
 
 
-def _peers(cascade: Cascade) -> dict[str, peer.Peer]:
-    return {
-        "eager": peer.Peer(cascade, compiled=False),
-        "compiled": peer.Peer(cascade, compiled=True),
-    }
+class FullSize:
+    """TPRNet at the paper's sizes, beside networks that were never published."""
+
+    def __init__(self, config: ConfigDict):
+        full = config.copy_and_resolve_references()
+        full.model.update(configuration.default().model)
+        self.subject = _subject(full)
+
+    def seconds(self, task: str, images: np.ndarray, masks: np.ndarray) -> float:
+        """How long it takes; see `peer.Peer.seconds`."""
+        call = {"inference": _segment, "training": _train}[task]
+        return _seconds(lambda: call(self.subject, [Batch(images, masks)]))
 
 
-def _beside(subject: Subject, task: str, call, peers: dict[str, peer.Peer], batch: Batch) -> dict:
+def _peers(config: ConfigDict) -> dict[str, peer.Peer | FullSize]:
+    """The released system with networks like ours, or else at its own size, and ours at that."""
+    published = configuration.default()
+    if all(config.model[field] == published.model[field] for field in NETWORK):
+        cascade, peers = configuration.cascade(config), {}
+    else:
+        cascade, peers = configuration.cascade(published), {"full size": FullSize(config)}
+    compiled = {"eager": False, "compiled": True}
+    return peers | {name: peer.Peer(cascade, value) for name, value in compiled.items()}
+
+
+def _beside(subject: Subject, task: str, call, peers: dict, batch: Batch) -> dict:
     """Images a second of ours and of each peer, timed in turn, and the ratios of ours to them.
 
     "ratio_to_peer" is to the released system as it is, eager.
@@ -333,12 +352,9 @@ def _beside(subject: Subject, task: str, call, peers: dict[str, peer.Peer], batc
             times[name].append(seconds())
     speeds = {name: len(batch.images) / statistics.median(t) for name, t in times.items()}
     ours = speeds.pop("ours")
-    ratios = {name: ours / speed for name, speed in speeds.items()}
-    return {
-        "peer": speeds,
-        "ratio_to_peer": ratios["eager"],
-        "ratio_to_compiled_peer": ratios["compiled"],
-    }
+    names = {"eager": "peer", "compiled": "compiled_peer", "full size": "full_size"}
+    ratios = {f"ratio_to_{names[name]}": ours / speed for name, speed in speeds.items()}
+    return {"peer": speeds, **ratios}
 
 
 # ---- The report ----------------------------------------------------------------------------------
@@ -369,11 +385,13 @@ def _task_lines(name: str, task: dict) -> list[str]:
     stages = ", ".join(f"{stage} {1e3 * s:.1f}" for stage, s in task["stages"].items())
     lines.append(f"Stages one after another, ms an image: {stages}")
     if "peer" in task:
-        peers = ", ".join(f"{kind} {speed:.3f}" for kind, speed in task["peer"].items())
+        peers = ", ".join(f"{kind} {task['peer'][kind]:.3f}" for kind in ("eager", "compiled"))
         lines.append(
             f"PyTorch, images/s: {peers}; ours is {task['ratio_to_peer']:.2f} and "
             f"{task['ratio_to_compiled_peer']:.2f} times as fast"
         )
+    if "ratio_to_full_size" in task:
+        lines.append(f"{task['ratio_to_full_size']:.2f} times as fast as at the paper's sizes")
     return lines
 
 

@@ -1,7 +1,9 @@
 """Memory of the process, where JAX computes on the CPU."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 
 # An array of an image's activations is larger than glibc keeps by itself. It would come back one
 # fresh page at a time, each cleared by the kernel, which takes longer than many of the computations
@@ -25,3 +27,16 @@ def restart_to_keep_freed() -> None:
         return
     os.environ["GLIBC_TUNABLES"] = TUNABLES
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+@contextlib.contextmanager
+def untuned() -> Iterator[None]:
+    """Processes that are started meanwhile have glibc's usual memory."""
+    if os.environ.get("GLIBC_TUNABLES") != TUNABLES:
+        yield
+        return
+    del os.environ["GLIBC_TUNABLES"]
+    try:
+        yield
+    finally:
+        os.environ["GLIBC_TUNABLES"] = TUNABLES

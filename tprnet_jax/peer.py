@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 import cv2
 import numpy as np
 
+from tprnet_jax import memory
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.errors import UserError
 
@@ -41,7 +42,8 @@ class Peer:
         channels = [tuple(net.channels) for net in cascade.networks.values()]
         sizes = (*channels, cascade.window, cascade.patch, cascade.pixels_per_patch)
         self.process = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
-        self._call(_prepare, sizes, compiled)
+        with memory.untuned():
+            self._call(_prepare, sizes, compiled)
 
     def seconds(self, task: str, images: np.ndarray, masks: np.ndarray) -> float:
         """How long it takes for these images, one after another.

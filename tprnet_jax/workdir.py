@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 import tprnet_jax
 from tprnet_jax import devices
+from tprnet_jax.config import default
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 
@@ -130,12 +131,12 @@ def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
     path = workdir / "config.json"
     if not path.is_file():
         return []
-    stored = _flat(json.loads(path.read_text())["config"])
+    # What a run was started without, it had as the default.
+    before = json.loads(json.dumps(default().to_dict()))
+    stored = _flat(before) | _flat(json.loads(path.read_text())["config"])
     given = _flat(json.loads(json.dumps(config.to_dict())))
     return [
-        (field, stored[field], given[field])
-        for field in given
-        if field in stored and stored[field] != given[field]
+        (field, stored[field], given[field]) for field in given if stored[field] != given[field]
     ]
 
 
