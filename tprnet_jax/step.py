@@ -138,9 +138,8 @@ def train_step(
     laid, count = (None, 0) if focal is None else (focal.laid, focal.count)
     objective = _objective(trainer, forward.logits, laid, np.float32(max(count, 1)), masks)
     terms, gradients = watch("fusion", objective)
-    pullback = forward.pullback
-    del forward, objective  # So that the backward pass frees what it has used.
-    gradients = watch("backward", _backward(trainer, state.params, pullback, gradients, focal))
+    backward = _backward(trainer, state.params, forward.pullback, gradients, focal)
+    gradients = watch("backward", backward)
     state, scalars = watch("update", _update(trainer, state, gradients, terms["loss"]))
     return state, {**terms, **scalars, "patches": np.int32(count)}
 
@@ -298,16 +297,17 @@ def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
 
 def _backward(trainer: Trainer, params, pullback, gradients, focal: _Focal | None):
     """Each device's own gradients of the parameters of each branch that took part."""
-    coarse_gradient, laid_gradient = gradients
-    coarse = _coarse_backward(trainer, pullback, coarse_gradient)
-    if focal is None:
-        return coarse
+    coarse, laid = gradients
+    total = {} if focal is None else {"focal": _focal_backward(trainer, params, focal, laid)}
+    return total | _coarse_backward(trainer, pullback, coarse)
+
+
+def _focal_backward(trainer: Trainer, params, focal: _Focal, gradient):
     total = _no_gradient(trainer, params["focal"])
     while focal.pullbacks:  # Popped, because each holds the activations of a chunk.
-        total, laid_gradient = _focal_chunk_backward(
-            trainer, total, laid_gradient, focal.pullbacks.pop()
-        )
-    return {**coarse, "focal": total}
+        pullback = focal.pullbacks.pop()
+        total, gradient = _focal_chunk_backward(trainer, total, gradient, pullback)
+    return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
