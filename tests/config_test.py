@@ -1,9 +1,11 @@
 import dataclasses
 
+import jax
 import pytest
 
-from configs import quickstart, tprnet, tprnet_released
+from configs import quickstart, tprnet, tprnet_compact, tprnet_released
 from tprnet_jax import config as configuration
+from tprnet_jax.cascade import init
 from tprnet_jax.errors import UserError
 from tprnet_jax.train import make_trainer
 
@@ -30,6 +32,20 @@ def test_arguments_of_tprnet(argument, branches, narrow):
     cascade = configuration.cascade(config)
     assert tuple(cascade.networks) == branches
     assert (cascade.global_net.channels[0] == 8) is narrow
+
+
+def test_compact_fits_into_20_megabytes_of_bfloat16():
+    cascade = configuration.cascade(tprnet_compact.get_config())
+    shapes = jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
+    assert 2 * sum(leaf.size for leaf in jax.tree.leaves(shapes)) < 20e6
+
+
+def test_the_short_training_of_compact_has_no_hold_out():
+    short, whole = tprnet_compact.get_config("short"), tprnet_compact.get_config()
+    assert (short.data.holdout, whole.data.holdout) == (0, 100)
+    assert short.model == whole.model
+    with pytest.raises(UserError, match="no argument 'long'; choose short"):
+        tprnet_compact.get_config("long")
 
 
 def test_tprnet_trains_as_released():

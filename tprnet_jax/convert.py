@@ -17,7 +17,7 @@ from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
 from tprnet_jax.models.weights import from_torch, to_torch
 from tprnet_jax.step import State
-from tprnet_jax.workdir import NETWORK, check_same_model, write_config
+from tprnet_jax.workdir import NETWORK, restore, write_config
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -76,8 +76,7 @@ def export_weights(config: ConfigDict, cascade: Cascade, workdir: Path, path: Pa
         UserError: The workdir has no checkpoint of these networks.
     """
     torch = _torch()
-    check_same_model(config, workdir)
-    params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    params, step = restore(config, workdir, cascade)
     state = to_torch(cascade.networks, jax.device_get(params))
     file = io.BytesIO()
     torch.save(

@@ -14,13 +14,13 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, figures, inference, metrics
 from tprnet_jax import config as configuration
+from tprnet_jax import figures, inference, metrics
 from tprnet_jax.cascade import Cascade
 from tprnet_jax.data import loader
 from tprnet_jax.data.images import write_png
 from tprnet_jax.files import write_whole
-from tprnet_jax.workdir import check_same_model
+from tprnet_jax.workdir import restore
 
 COLUMNS = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "asd": "ASD"}
 STAGES = {"global": "Global", "global_local": "Global + Local", "final": "Final"}
@@ -53,8 +53,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: There is no usable checkpoint or data set.
     """
     cascade = configuration.cascade(config)
-    check_same_model(config, workdir)
-    params, step = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
     scores = score(cascade, params, source, config.eval.batch)
     result = summary(scores) | {

@@ -9,11 +9,11 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, evaluate, figures
 from tprnet_jax import config as configuration
+from tprnet_jax import evaluate, figures
 from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
 from tprnet_jax.errors import UserError
-from tprnet_jax.workdir import check_same_model
+from tprnet_jax.workdir import restore
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -27,8 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """
     paths = find_images(config.predict.input)
     cascade = configuration.cascade(config)
-    check_same_model(config, workdir)
-    params, _ = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    params, _ = restore(config, workdir, cascade)
     output = _make_output(config.predict.output, paths[0].parent)
     skipped = []
     examples = _readable(paths, skipped)

@@ -14,7 +14,8 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import tprnet_jax
-from tprnet_jax import devices
+from tprnet_jax import checkpoints, devices
+from tprnet_jax.cascade import Cascade
 from tprnet_jax.config import default
 from tprnet_jax.errors import UserError
 from tprnet_jax.files import write_whole
@@ -110,21 +111,27 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def check_same_model(config: ConfigDict, workdir: Path) -> None:
-    """Says where the model, or the hold-out it is evaluated on, differs from the training's.
+def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, int]:
+    """Parameters of the checkpoint that `config.eval` names, and their step.
+
+    Says where the model, or the hold-out to evaluate on, differs from the training's.
 
     Raises:
-        UserError: Its networks see something else than they were trained to, see `NETWORK`.
+        UserError: There is no usable checkpoint, or its networks see something else, see `NETWORK`.
     """
-    parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
-    for field, stored, given in _differences(config, workdir):
+    differences = _differences(config, workdir)
+    for field, stored, given in differences:
         if field.removeprefix("model.") in NETWORK:
             raise UserError(
                 f"config.{field} is {given}, but the run in {workdir} was trained with {stored}; "
                 "use the --config of that run or another --workdir"
             )
+    restored = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
+    for field, stored, given in differences:
         if field.startswith(parts):
             logging.warning("config.%s is %s, but was %s in training", field, given, stored)
+    return restored
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
