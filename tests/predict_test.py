@@ -2,8 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
+from tprnet_jax import checkpoints, evaluate, predict
 from tprnet_jax import config as configuration
-from tprnet_jax import evaluate, predict
 from tprnet_jax.data import scene
 from tprnet_jax.errors import UserError
 
@@ -42,7 +42,7 @@ def test_a_mask_is_what_evaluation_scores(trained, tmp_path):
     _write(source, one=("png", 64, 64))
     predict.run(_config(trained, source / "one.png", tmp_path / "out"), workdir)
     cascade = configuration.cascade(config)
-    params, _ = evaluate.checkpoints.restore_params(workdir, "best", cascade)
+    params, _ = checkpoints.restore_params(workdir, "best", cascade)
     image = cv2.imread(str(source / "one.png"), cv2.IMREAD_UNCHANGED)[..., None]
     ((_, masks),) = evaluate.segment(cascade, params, [{"image": image}], batch=1)
     written = cv2.imread(str(tmp_path / "out/one_mask.png"), cv2.IMREAD_UNCHANGED)

@@ -77,10 +77,16 @@ def _be_quick_on_cpus() -> None:
     # A device to a core, so that a batch is divided between them as between GPUs: most operations
     # on a part of a batch are too small for two cores to share.
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        jax.config.update("jax_num_cpu_devices", _cores())
     # One program after another, in this thread: two at a time have the same cores, and need the
     # memory of both.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _cores() -> int:
+    """Those that this process may use, or all where the system does not say."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count()
 
 
 def _keep_compiled() -> None:
