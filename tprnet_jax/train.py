@@ -174,10 +174,8 @@ def _train(training: Training, stop: signals.Stop) -> None:
         if start:
             say(f"Going on from step {start} of {training.steps}.")
         if (used := trainer.shares[1]) < jax.device_count():
-            all_devices = jax.device_count()
-            say(
-                f"{used} of {all_devices} devices train: no more divide config.train.batch={batch}."
-            )
+            count = jax.device_count()
+            say(f"{used} of {count} devices train; no more divide config.train.batch={batch}.")
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
     scored = checkpoints.is_scored(training.manager, start)
