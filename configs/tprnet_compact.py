@@ -7,7 +7,17 @@ chosen on 100 training images that are held out.
 
     python -m tprnet_jax.main --config=configs/tprnet_compact.py:short
 
-trains for five epochs on all training images, without a hold-out.
+trains for five epochs on all training images, without a hold-out: 60 CPU minutes on two cores of an
+Intel Xeon (Sapphire Rapids) that did other work for a third of the time (seed 0, commit 9e0212d).
+Mean over the 200 images of the official validation split:
+
+                    Dice     IoU  Precision  Recall   ASD
+    global        0.8082  0.6859     0.8406  0.7888  6.06
+    global_local  0.8121  0.6916     0.8497  0.7885  6.11
+    final         0.8135  0.6936     0.8462  0.7941  6.10
+
+Over images, LocalNet adds 0.0039 Dice (95 % interval 0.0028 to 0.0051), FocalNet 0.0013 (0.0005 to
+0.0022). The whole training, of 40 epochs, has not been run yet.
 """
 
 from ml_collections import ConfigDict
