@@ -67,8 +67,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     Inference is on one device, training on those that share the batch. The weights are random. The
     patches are sampled on the true centrelines, so that there are as many as a trained network asks
-    for. Speeds are of `config.benchmark.repeats` batches in a row,
-    stages and comparisons medians of as many; compiling is not counted.
+    for. Speeds are of `config.benchmark.repeats` batches in a row, stages and comparisons medians
+    of as many; compiling is not counted.
 
     Returns:
         What `benchmark.json` has; "inference" and "training" with "images_per_second" and "stages"

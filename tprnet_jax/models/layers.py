@@ -111,13 +111,12 @@ def weight_gradient(x: jax.Array, gradient: jax.Array, stride: int) -> jax.Array
         parts, sent = jax.vmap(block)(first + jnp.arange(at_once))
         return [t + product(part, sent) for t, part in zip(totals, parts, strict=True)], None
 
-    widths = [x[..., piece].shape[-1] for piece in pieces]
-    shapes = [(at_once, 3 * stride * width, shifts * features) for width in widths]
-    totals = [jnp.zeros(shape, accumulator) for shape in shapes]
+    sizes = [(3 * stride * x[..., piece].shape[-1], shifts * features) for piece in pieces]
+    totals = [jnp.zeros((at_once, *size), accumulator) for size in sizes]
     totals, _ = lax.scan(add, totals, jnp.arange(0, batch * per_image, at_once))
     # One after the other: XLA's reduction of so few takes as long as the products.
-    totals = [functools.reduce(operator.add, t) for t in totals]
-    totals = [t.reshape(stride, 3, -1, shifts, features) for t in totals]
+    shape = stride, 3, -1, shifts, features
+    totals = [functools.reduce(operator.add, t).reshape(shape) for t in totals]
     total = jnp.concatenate(totals, axis=2)
     phases = [(row - 1) % stride for row in range(3)]
     met = [before + (phase + 1 - row) // stride for row, phase in enumerate(phases)]
