@@ -42,29 +42,53 @@ def test_adamw_decays_apart_from_the_moments():
         np.testing.assert_allclose(descent, adam + 0.1 * np.asarray(params), rtol=1e-4)
 
 
-def test_muon_makes_the_steps_of_a_kernel_orthogonal():
-    """By singular values: Newton and Schulz's five iterations bring each near 1, by design."""
+def _newton_schulz(values):
+    """What five iterations make of singular values."""
+    values = values / np.sqrt((values**2).sum())
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return values
+
+
+@pytest.mark.parametrize("shape", [(36, 6), (4, 9), (5, 5)])
+def test_newton_schulz_changes_the_singular_values_alone(shape):
+    matrix = np.random.default_rng(0).normal(size=shape)
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    expected = left * _newton_schulz(values) @ right
+    result = optimiser.orthogonal(jnp.asarray(matrix, jnp.float32))
+    np.testing.assert_allclose(result, expected, atol=2e-5)
+    assert ((_newton_schulz(values) > 0.6) & (_newton_schulz(values) < 1.3)).all()
+
+
+def test_newton_schulz_of_nothing_is_nothing():
+    np.testing.assert_array_equal(optimiser.orthogonal(jnp.zeros((4, 3))), np.zeros((4, 3)))
+
+
+def test_muon_makes_the_steps_of_kernels_orthogonal_and_adamw_the_rest():
     rng = np.random.default_rng(0)
     shapes = {"conv": {"kernel": (3, 3, 4, 6), "bias": (6,)}, "head": {"kernel": (1, 1, 6, 2)}}
-    params, gradients = (
+    params, *gradients = (
         jax.tree.map(
             lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32),
             shapes,
             is_leaf=_is_shape,
         )
-        for _ in range(2)
+        for _ in range(3)
     )
     muon = optimiser.direction(_optim(name="muon", weight_decay=0.1))
-    descent, _ = muon.update(gradients, muon.init(params), params)
-    kernel = np.asarray(descent["conv"]["kernel"] - 0.1 * params["conv"]["kernel"]).reshape(36, 6)
-    left, _, right = np.linalg.svd(np.asarray(gradients["conv"]["kernel"]).reshape(36, 6), False)
-    singular = np.linalg.svd(kernel, compute_uv=False) / (0.2 * np.sqrt(36))
-    assert ((singular > 0.6) & (singular < 1.3)).all()
-    assert (kernel * (left @ right)).sum() > 0.98 * np.linalg.norm(kernel) * np.sqrt(6)
-    for part, name in (("conv", "bias"), ("head", "kernel")):
-        # Adam's first step with Nesterov's momentum is 1 + 0.9 / 1.9 in the gradient's direction.
-        expected = (1 + 0.9 / 1.9) * np.sign(gradients[part][name]) + 0.1 * params[part][name]
-        np.testing.assert_allclose(descent[part][name], expected, rtol=1e-5)
+    state, buffer = muon.init(params), np.zeros((36, 6))
+    for step, gradient in enumerate(gradients):
+        descent, state = muon.update(gradient, state, params)
+        kernel = np.asarray(gradient["conv"]["kernel"], np.float64).reshape(36, 6)
+        buffer = 0.95 * buffer + kernel
+        left, values, right = np.linalg.svd(kernel + 0.95 * buffer, full_matrices=False)
+        expected = 0.2 * np.sqrt(36) * (left * _newton_schulz(values) @ right)
+        expected = expected.reshape(3, 3, 4, 6) + 0.1 * params["conv"]["kernel"]
+        np.testing.assert_allclose(descent["conv"]["kernel"], expected, atol=1e-4)
+        for part, name in (("conv", "bias"), ("head", "kernel")):
+            if step == 0:  # Adam's first step has length 1.
+                expected = np.sign(gradient[part][name]) + 0.1 * params[part][name]
+                np.testing.assert_allclose(descent[part][name], expected, rtol=1e-5)
 
 
 def _is_shape(value):

@@ -1,10 +1,11 @@
 """Optimisers and learning-rate schedules, by the names that configurations use."""
 
+import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import optax
-import optax.contrib
 from ml_collections import ConfigDict
 
 from tprnet_jax.errors import UserError
@@ -26,24 +27,53 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _muon(decay: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the kernels, AdamW with Nesterov's momentum for all else.
+    """Muon (Jordan et al. 2024) for the kernels, AdamW for all else.
 
     A kernel is a matrix of what it sees by its features; that of the logits is left to AdamW. Its
     steps are as long as AdamW's usually are (Liu et al. 2025), so that both take one learning rate.
     """
 
-    def as_matrix(path, parameter):
-        is_kernel = parameter.ndim == 4 and path[0].key != "head"
-        return optax.contrib.MuonDimensionNumbers((0, 1, 2), (3,)) if is_kernel else None
+    def which(path, parameter):
+        return "kernel" if parameter.ndim == 4 and path[0].key != "head" else "other"
 
-    muon = optax.contrib.muon(
-        1.0,
-        weight_decay=decay,
-        adam_weight_decay=decay,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(as_matrix, params),
-    )
-    return optax.chain(muon, optax.scale(-1.0))  # It descends, and the step does too.
+    decayed = optax.add_decayed_weights(decay)
+    direction = {
+        "kernel": optax.chain(
+            optax.trace(0.95, nesterov=True), optax.stateless_with_tree_map(_orthogonal_step), decayed
+        ),
+        "other": optax.chain(optax.scale_by_adam(), decayed),
+    }
+    return optax.partition(direction, lambda params: jax.tree.map_with_path(which, params))
+
+
+def _orthogonal_step(kernel: jax.Array, _) -> jax.Array:
+    """A kernel's step made orthogonal, 0.2 long for each of its numbers in the mean."""
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return (0.2 * max(matrix.shape) ** 0.5 * orthogonal(matrix)).reshape(kernel.shape)
+
+
+def orthogonal(matrix: jax.Array) -> jax.Array:
+    """The matrix with singular values between about 0.7 and 1.2, by Newton and Schulz's iteration.
+
+    Each of five iterations takes a matrix X to X (a + b X'X + c (X'X)^2), with Jordan's a, b and c.
+    The factors are all polynomials of the first X'X, so that the iteration is over that small
+    matrix; over X itself, as in Optax, it takes six times as long on a CPU.
+
+    Args:
+        matrix: `(rows, columns)`.
+    """
+    if matrix.shape[0] < matrix.shape[1]:
+        return orthogonal(matrix.T).T
+    product = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    a, b, c = 3.4445, -4.7750, 2.0315
+    matrix = matrix / (jnp.linalg.norm(matrix) + 1e-8)
+    gram, one = product(matrix.T, matrix), jnp.eye(matrix.shape[1], dtype=matrix.dtype)
+    factors = one
+    for _ in range(5):
+        factor = a * one + b * gram + c * product(gram, gram)
+        factors = product(factors, factor)
+        gram = product(factor, product(gram, factor))
+    return product(matrix, factors)
 
 
 def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
