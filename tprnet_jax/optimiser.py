@@ -39,7 +39,9 @@ def _muon(decay: float) -> optax.GradientTransformation:
     decayed = optax.add_decayed_weights(decay)
     direction = {
         "kernel": optax.chain(
-            optax.trace(0.95, nesterov=True), optax.stateless_with_tree_map(_orthogonal_step), decayed
+            optax.trace(0.95, nesterov=True),
+            optax.stateless_with_tree_map(_orthogonal_step),
+            decayed,
         ),
         "other": optax.chain(optax.scale_by_adam(), decayed),
     }
