@@ -22,7 +22,7 @@ arguments are joined by commas, as in `folder.py:2,small`.
 from ml_collections import ConfigDict
 
 from tprnet_jax.config import default, narrow
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def get_config(argument: str = "") -> ConfigDict:

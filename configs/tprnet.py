@@ -26,10 +26,10 @@ it there is none (`small` mirrors). The arguments `global` and `global_local` le
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.cascade import BRANCHES
 from tprnet_jax.config import default, narrow
-from tprnet_jax.data.augment import EVERYTHING
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.augment import EVERYTHING
+from tprnet_jax.method.cascade import BRANCHES
+from tprnet_jax.runtime.errors import UserError
 
 ABLATIONS = {"global": BRANCHES[:1], "global_local": BRANCHES[:2]}
 

@@ -23,7 +23,7 @@ Over images, LocalNet adds 0.0039 Dice (95 % interval 0.0028 to 0.0051), FocalNe
 from ml_collections import ConfigDict
 
 from tprnet_jax.config import default
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def get_config(argument: str = "") -> ConfigDict:

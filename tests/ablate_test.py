@@ -11,7 +11,7 @@ import pytest
 
 from tprnet_jax import ablate, train
 from tprnet_jax import config as configuration
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 BRANCHES = {
     "global": ["global"],

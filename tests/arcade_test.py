@@ -15,7 +15,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tprnet_jax.data import arcade
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")

@@ -7,9 +7,9 @@ import scipy.stats
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tprnet_jax.cascade import to_unit
-from tprnet_jax.data import augment
-from tprnet_jax.data.augment import EVERYTHING, NEUTRAL, Settings
+from tprnet_jax.method import augment
+from tprnet_jax.method.augment import EVERYTHING, NEUTRAL, Settings
+from tprnet_jax.method.cascade import to_unit
 
 RUN = jax.jit(augment.augment, static_argnums=0)
 KEYS = jax.jit(augment.sample_keys)

@@ -5,9 +5,11 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import benchmark, peer, topology
+from tprnet_jax import benchmark
 from tprnet_jax import config as configuration
-from tprnet_jax.errors import UserError
+from tprnet_jax.method import topology
+from tprnet_jax.peer import process as peer
+from tprnet_jax.runtime.errors import UserError
 
 
 @pytest.fixture(scope="module")

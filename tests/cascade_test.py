@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tprnet_jax import cascade, inference, topology, windows
-from tprnet_jax.cascade import BRANCHES, Cascade, Coarse
+from tprnet_jax.method import cascade, inference, topology, windows
+from tprnet_jax.method.cascade import BRANCHES, Cascade, Coarse
 from tprnet_jax.models.unet import UNet
 
 

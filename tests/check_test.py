@@ -9,7 +9,7 @@ import pytest
 
 from tprnet_jax import check
 from tprnet_jax import config as configuration
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")

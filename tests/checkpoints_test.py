@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from tprnet_jax import checkpoints
-from tprnet_jax.cascade import Cascade
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.method.step import State, Trainer, initial_state
 from tprnet_jax.models.unet import UNet
-from tprnet_jax.step import Trainer, initial_state
+from tprnet_jax.runtime import checkpoints
+from tprnet_jax.runtime.errors import UserError
 
 
 def _trainer(channels=(2, 3), ema=0.0):
@@ -32,9 +32,15 @@ def _state(step, trainer):
 def _save(workdir, trainer, dices):
     with checkpoints.open_manager(workdir) as manager:
         for step, dice in dices.items():
-            checkpoints.save(manager, _state(step, trainer))
+            checkpoints.save(manager, step, _state(step, trainer).parts)
             checkpoints.finish(manager)
             checkpoints.write_score(manager, step, dice)
+
+
+def _restored(manager, trainer):
+    shapes = jax.eval_shape(lambda: initial_state(trainer, 0))
+    parts = checkpoints.restore_latest(manager, shapes.parts)
+    return None if parts is None else State.of_parts(**parts)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
@@ -42,7 +48,7 @@ def test_latest_state_comes_back_bit_for_bit(tmp_path, ema):
     trainer = _trainer(ema=ema)
     _save(tmp_path, trainer, {1: 0.5, 2: 0.4})
     with checkpoints.open_manager(tmp_path) as manager:
-        restored = checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0))
+        restored = _restored(manager, trainer)
     expected = _state(2, trainer)
     assert jax.tree.structure(restored) == jax.tree.structure(expected)
     jax.tree.map(np.testing.assert_array_equal, restored, expected)
@@ -51,7 +57,7 @@ def test_latest_state_comes_back_bit_for_bit(tmp_path, ema):
 def test_the_average_is_what_evaluation_reads(tmp_path):
     trainer = _trainer(ema=0.9)
     _save(tmp_path, trainer, {1: 0.5})
-    params, _ = checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+    params, _ = checkpoints.restore_params(tmp_path, "best", param_shapes(trainer.cascade))
     jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).average)
 
 
@@ -61,7 +67,7 @@ def test_two_newest_and_best_are_kept_and_nothing_else(tmp_path):
     steps = sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir() if p.name.isdigit())
     assert steps == [2, 4, 5]
     for which, step in (("best", 2), ("latest", 5)):
-        params, found = checkpoints.restore_params(tmp_path, which, trainer.cascade)
+        params, found = checkpoints.restore_params(tmp_path, which, param_shapes(trainer.cascade))
         assert found == step
         jax.tree.map(np.testing.assert_array_equal, params, _state(step, trainer).params)
 
@@ -69,14 +75,14 @@ def test_two_newest_and_best_are_kept_and_nothing_else(tmp_path):
 def test_a_fresh_folder_has_nothing_to_restore(tmp_path):
     trainer = _trainer()
     with checkpoints.open_manager(tmp_path) as manager:
-        assert checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0)) is None
+        assert _restored(manager, trainer) is None
     with pytest.raises(UserError, match=r"there is no checkpoint in .*checkpoints; train first"):
-        checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+        checkpoints.restore_params(tmp_path, "best", param_shapes(trainer.cascade))
 
 
 def test_evaluating_where_nothing_is_leaves_no_folder_behind(tmp_path):
     with pytest.raises(UserError, match="there is no checkpoint"):
-        checkpoints.restore_params(tmp_path / "absent", "best", _trainer().cascade)
+        checkpoints.restore_params(tmp_path / "absent", "best", param_shapes(_trainer().cascade))
     assert not (tmp_path / "absent").exists()
 
 
@@ -85,12 +91,12 @@ def test_another_architecture_is_named(tmp_path, channels):
     _save(tmp_path, _trainer(), {1: 0.5})
     other = _trainer(channels)
     with pytest.raises(UserError, match="is of another architecture: its params focal/"):
-        checkpoints.restore_params(tmp_path, "best", other.cascade)
+        checkpoints.restore_params(tmp_path, "best", param_shapes(other.cascade))
     with (
         checkpoints.open_manager(tmp_path) as manager,
         pytest.raises(UserError, match="is of another architecture"),
     ):
-        checkpoints.restore_latest(manager, lambda: initial_state(other, 0))
+        _restored(manager, other)
 
 
 def test_reading_disturbs_nothing(tmp_path):
@@ -98,7 +104,7 @@ def test_reading_disturbs_nothing(tmp_path):
     _save(tmp_path, trainer, {1: 0.5})
     unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
     unfinished.mkdir()
-    checkpoints.restore_params(tmp_path, "latest", trainer.cascade)
+    checkpoints.restore_params(tmp_path, "latest", param_shapes(trainer.cascade))
     assert unfinished.is_dir()
 
 
@@ -119,7 +125,7 @@ def test_a_checkpoint_opens_on_another_device(tmp_path):
     subprocess.run(command, env=flags, check=True)
     assert len(jax.devices()) == 1
     trainer = _trainer()
-    params, _ = checkpoints.restore_params(tmp_path, "best", trainer.cascade)
+    params, _ = checkpoints.restore_params(tmp_path, "best", param_shapes(trainer.cascade))
     jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).params)
 
 
@@ -141,7 +147,7 @@ def _truncate(path):
 
 def _restore(workdir, trainer):
     with checkpoints.open_manager(workdir) as manager:
-        return checkpoints.restore_latest(manager, lambda: initial_state(trainer, 0))
+        return _restored(manager, trainer)
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +195,7 @@ def test_reading_uses_the_one_before_and_renames_nothing(saved, tmp_path, caplog
     shutil.copytree(saved, workdir)
     for path in _files(workdir, 2):
         _truncate(path)
-    params, step = checkpoints.restore_params(workdir, "latest", trainer.cascade)
+    params, step = checkpoints.restore_params(workdir, "latest", param_shapes(trainer.cascade))
     assert step == 1
     jax.tree.map(np.testing.assert_array_equal, params, _state(1, trainer).params)
     assert "using the one before" in caplog.text
@@ -204,7 +210,7 @@ def test_a_damaged_best_checkpoint_is_not_replaced_silently(saved, tmp_path):
     with pytest.raises(
         UserError, match=r"checkpoints/1 is damaged .*; --config.eval.checkpoint=latest"
     ):
-        checkpoints.restore_params(workdir, "best", _trainer().cascade)
+        checkpoints.restore_params(workdir, "best", param_shapes(_trainer().cascade))
 
 
 def test_if_none_is_whole_nothing_is_changed(saved, tmp_path):
@@ -218,7 +224,7 @@ def test_if_none_is_whole_nothing_is_changed(saved, tmp_path):
     with pytest.raises(UserError, match=message):
         _restore(workdir, trainer)
     with pytest.raises(UserError, match=message):
-        checkpoints.restore_params(workdir, "latest", trainer.cascade)
+        checkpoints.restore_params(workdir, "latest", param_shapes(trainer.cascade))
     assert sorted(workdir.rglob("*")) == before
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from configs import quickstart, tprnet, tprnet_compact, tprnet_released
 from tprnet_jax import config as configuration
-from tprnet_jax.cascade import init
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.cascade import init
+from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.train import make_trainer
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tprnet_jax import config as configuration
 from tprnet_jax import train
-from tprnet_jax.cascade import Cascade
+from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.models.unet import UNet
 
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:

@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, convert, evaluate, train
 from tprnet_jax import config as configuration
-from tprnet_jax.errors import UserError
+from tprnet_jax import convert, evaluate, train
+from tprnet_jax.method.cascade import param_shapes
 from tprnet_jax.models.weights import to_torch
+from tprnet_jax.runtime import checkpoints
+from tprnet_jax.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -25,7 +27,9 @@ def config(trained):
 
 
 def _params(config, workdir):
-    return checkpoints.restore_params(workdir, "best", configuration.cascade(config))[0]
+    return checkpoints.restore_params(workdir, "best", param_shapes(configuration.cascade(config)))[
+        0
+    ]
 
 
 def _export(config, workdir, file):

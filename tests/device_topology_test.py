@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from tprnet_jax import device_topology, topology, windows
 from tprnet_jax.data import arcade, scene
+from tprnet_jax.method import device_topology, topology, windows
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")

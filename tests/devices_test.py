@@ -10,14 +10,16 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, devices
 from tprnet_jax import config as configuration
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.runtime import checkpoints, devices
+from tprnet_jax.runtime.errors import UserError
 
 TRAIN = """
 import json, sys
 from pathlib import Path
-from tprnet_jax import config as configuration, devices, progress, train
+from tprnet_jax import config as configuration, train
+from tprnet_jax.runtime import devices, progress
 devices.join(sys.argv[3], 2, int(sys.argv[4]))
 config = configuration.default()
 config.update(json.loads(sys.argv[1]))
@@ -100,14 +102,15 @@ def test_a_checkpoint_of_eight_devices_opens_on_one(config, alone, eight):
     assert jax.device_count() == 1
     cascade = configuration.cascade(config)
     (expected, _), (found, step) = (
-        checkpoints.restore_params(workdir, "latest", cascade) for workdir, _ in (alone, eight)
+        checkpoints.restore_params(workdir, "latest", param_shapes(cascade))
+        for workdir, _ in (alone, eight)
     )
     assert step == 20
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
 
 SHARES = """
-from tprnet_jax import devices
+from tprnet_jax.runtime import devices
 meshes = [devices.mesh(batch) for batch in (1, 2, 3, 4, 6, 7, 8, 12, 16)]
 print([mesh and [d.id for d in mesh.devices.ravel()] for mesh in meshes])
 """

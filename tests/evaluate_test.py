@@ -5,9 +5,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, evaluate, metrics
 from tprnet_jax import config as configuration
+from tprnet_jax import evaluate
 from tprnet_jax.data import loader
+from tprnet_jax.method import inference
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.report import metrics, tables
+from tprnet_jax.runtime import checkpoints
 
 
 def _stub(monkeypatch, predict):
@@ -60,15 +64,15 @@ def test_scores_by_hand(scores):
     assert dice == [1.0, pytest.approx(2 * 12 / 32), 0.0]
     assert scores.rows["final"][2]["asd"] == pytest.approx(np.hypot(8, 10))
     assert scores.cases["final"] == [None, None, "prediction"]
-    assert evaluate.mean_dice(scores) == pytest.approx(1.75 / 3)
+    assert tables.means(scores)["final"]["dice"] == pytest.approx(1.75 / 3)
 
 
 def test_summary_and_table(scores):
-    result = evaluate.summary(scores)
+    result = tables.summary(scores)
     assert result["images"] == 3
     assert result["final"]["recall"] == pytest.approx((1 + 0.75 + 0) / 3)
     assert result["empty"]["final"] == {"both": 0, "prediction": 1, "truth": 0}
-    table = evaluate.table(result).splitlines()
+    table = tables.table(result).splitlines()
     assert table[1].split() == ["Dice", "IoU", "Precision", "Recall", "ASD"]
     assert table[3].split()[:2] == ["Final", "0.5833"]
     assert table[-1].startswith("Final: empty masks (both: 0, prediction: 1, truth: 0)")
@@ -76,7 +80,7 @@ def test_summary_and_table(scores):
 
 def test_under_the_table_stands_where_the_dice_is_lost(scores):
     # Of the final masks the first is right, the second one column off, the third empty.
-    lines = evaluate.table(evaluate.summary(scores)).splitlines()
+    lines = tables.table(tables.summary(scores)).splitlines()
     assert lines[lines.index("Mean over 3 images; ASD in pixels.") + 1] == (
         "Final: branches missed 0.333, extra 0.000 of the true area (over 5 px away); "
         "Dice without these 0.917; area 0.67 of the true."
@@ -84,10 +88,10 @@ def test_under_the_table_stands_where_the_dice_is_lost(scores):
 
 
 def test_table_of_a_result_with_the_papers_metrics_alone(scores):
-    result = evaluate.summary(scores)
+    result = tables.summary(scores)
     for stage in _Stages.stages:
-        result[stage] = {name: result[stage][name] for name in evaluate.COLUMNS}
-    table = evaluate.table(result)
+        result[stage] = {name: result[stage][name] for name in tables.COLUMNS}
+    table = tables.table(result)
     assert "Mean over 3 images; ASD in pixels." in table
     assert "branches" not in table
 
@@ -101,7 +105,7 @@ def test_batches_are_filled_and_split_by_size(monkeypatch):
 
     _stub(monkeypatch, predict)
     examples = _examples()
-    found = list(evaluate.segment(None, None, iter(examples), batch=3))
+    found = list(inference.segment_examples(None, None, iter(examples), batch=3))
     assert shapes == [(3, 8, 8, 1), (3, 8, 10, 1)]
     for expected, (example, mask) in zip(examples, found, strict=True):
         assert example is expected
@@ -122,9 +126,9 @@ def test_files_agree_with_each_other_and_with_a_rerun(trained):
             mean = np.mean([float(row[f"{stage}_{name}"]) for row in rows])
             assert result[stage][name] == pytest.approx(mean, abs=1e-6)
     cascade = configuration.cascade(config)
-    params, step = checkpoints.restore_params(workdir, "best", cascade)
+    params, step = checkpoints.restore_params(workdir, "best", param_shapes(cascade))
     source = loader.examples(loader.prepare(config.data), "validation")
-    again = evaluate.summary(evaluate.score(cascade, params, source, batch=3))
+    again = tables.summary(evaluate.score(cascade, params, source, batch=3))
     assert step == result["step"]
     assert again["final"]["dice"] == pytest.approx(result["final"]["dice"], abs=1e-6)
 

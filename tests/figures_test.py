@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tprnet_jax import figures
+from tprnet_jax.report import figures
 
 
 def crossing_masks():

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from tprnet_jax.files import write_whole
+from tprnet_jax.runtime.files import write_whole
 
 
 def test_text_and_bytes_replace_what_is_there(tmp_path):

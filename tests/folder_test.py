@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.data import folder, pairs
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 SQUARE = np.zeros((12, 10), np.uint8)
 SQUARE[3:9, 2:7] = 1  # 30 of 120 pixels

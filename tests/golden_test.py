@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import cascade, inference, topology
 from tprnet_jax import config as configuration
+from tprnet_jax.method import cascade, inference, topology
+from tprnet_jax.method.step import State, train_step
+from tprnet_jax.method.windows import Patches, empty_canvas
 from tprnet_jax.models.weights import from_torch, idle_heads, to_torch
-from tprnet_jax.step import State, train_step
 from tprnet_jax.train import make_trainer
-from tprnet_jax.windows import Patches, empty_canvas
 
 TESTS = Path(__file__).parent
 # Largest gradient of a tensor whose gradient should be zero, relative to its kernel's. Sums over

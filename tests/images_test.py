@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.data import images
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def write(path, array):

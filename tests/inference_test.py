@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import cascade, inference
+from tprnet_jax.method import cascade, inference
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints
 from tprnet_jax import config as configuration
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.runtime import checkpoints
 
 ROOT = Path(__file__).parents[1]
 STEPS = 40
@@ -94,7 +95,7 @@ class Run:
     def result(self):
         """All that a run leaves of itself: parameters, log and scores."""
         cascade = configuration.cascade(self.config)
-        params, step = checkpoints.restore_params(self.workdir, "latest", cascade)
+        params, step = checkpoints.restore_params(self.workdir, "latest", param_shapes(cascade))
         assert step == STEPS
         log = (self.workdir / "metrics.jsonl").read_text()
         scores = json.loads((self.workdir / "checkpoints" / "scores.json").read_text())

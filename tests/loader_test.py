@@ -7,7 +7,7 @@ import pytest
 
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def _source(count):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import losses
+from tprnet_jax.method import losses
 
 LN3 = math.log(3)  # The difference of logits that makes the foreground 3/4 likely.
 

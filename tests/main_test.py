@@ -1,14 +1,24 @@
 """The command line, as a user meets it: one sentence and a status, never a traceback."""
 
+import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
+import tprnet_jax
+from tprnet_jax import main
+from tprnet_jax.runtime import cli
 
-def _run(*arguments):
+
+def _run(*arguments, **variables):
     command = [sys.executable, "-m", "tprnet_jax.main", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    env = os.environ | variables
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
 
 
 @pytest.mark.parametrize(
@@ -17,6 +27,14 @@ def _run(*arguments):
         ((), "--config is missing; give one such as --config=configs/quickstart.py"),
         (("--config=configs/absent.py",), "--config=configs/absent.py cannot be read"),
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
+        (
+            ("--config=configs/quickstart.py:small",),
+            "--config=configs/quickstart.py takes no argument; leave out :small",
+        ),
+        (
+            ("--config=configs/results/tprnet_small.json",),
+            "--config=configs/results/tprnet_small.json is not the config.json of a run",
+        ),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
             "one of <train|eval|predict|ablate|convert|check|benchmark>",
@@ -30,6 +48,14 @@ def _run(*arguments):
             "the configuration has no field 'epoch'; Did you mean \"epochs\"",
         ),
         (("--config=configs/quickstart.py", "--config.train.epochs=x"), "config.train.epochs=x"),
+        (
+            (
+                "--config=configs/quickstart.py",
+                "--config.model.branches=global,local",
+                "--config.model.branches=local,focal",
+            ),
+            "config.model.branches is ('local', 'focal'); choose",
+        ),
         (("--config=configs/quickstart.py", "eval"), "unexpected argument 'eval'"),
         (
             ("--config=configs/quickstart.py", "--config.data.name=mnist"),
@@ -50,6 +76,68 @@ def test_mistakes_end_with_one_sentence(tmp_path, arguments, sentence):
     assert done.stderr.count("\n") == 1
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_help_says_what_each_mode_does_and_where_the_fields_are():
+    done = _run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == _run("-h").stdout
+    for mode in main.MODES:
+        assert re.search(rf"^  {mode} +[a-z]", done.stdout, re.MULTILINE)
+    examples = re.findall(r"--config=(configs/\S+)", done.stdout)
+    assert len(examples) == len(main.MODES)
+    assert all((Path(__file__).parents[1] / example).is_file() for example in examples)
+    assert "tprnet_jax/config.py" in done.stdout
+    assert "--coordinator" in done.stdout
+
+
+def test_version():
+    done = _run("--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"tprnet-jax {tprnet_jax.__version__}, JAX {jax.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("global,local", ("global", "local")),
+        ("(global, local)", ("global", "local")),
+        ("('global', \"local\",)", ("global", "local")),
+        ("global", ("global",)),
+        ("1,2", (1, 2)),
+        ("[0.7, 1.4]", (0.7, 1.4)),
+        ("", ()),
+    ],
+)
+def test_values_stand_between_commas(text, values):
+    assert cli.TupleParser().parse(text) == values
+
+
+def test_an_unknown_platform_is_one_sentence():
+    done = _run("--config=configs/quickstart.py", JAX_PLATFORMS="abacus")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: JAX cannot use JAX_PLATFORMS=abacus (")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_was_printed_is_not_lost_when_a_run_is_interrupted():
+    code = "from tprnet_jax.runtime import cli; print('kept'); cli.leave(KeyboardInterrupt())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("kept\n", "error: interrupted\n", 130)
+
+
+def test_the_configuration_of_a_run_starts_another(trained, tmp_path):
+    first, second = trained[1], tmp_path / "again"
+    done = _run(f"--config={first / 'config.json'}", f"--workdir={second}")
+    assert done.returncode == 0, done.stderr
+    stored = [json.loads((run / "config.json").read_text())["config"] for run in (first, second)]
+    assert stored[0] == stored[1]
+
+
+def test_the_workdir_is_named_after_the_configuration():
+    name = cli.named_after
+    assert name("configs/tprnet.py:global,augmented") == Path("runs/tprnet_global_augmented")
+    assert name(f"{cli.SAVED}:runs/first/config.json") == Path("runs/first_again")
 
 
 def test_eval_of_another_architecture_names_the_difference(trained):

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from skimage.morphology import skeletonize
 
-from tprnet_jax import released
+from tprnet_jax.peer import released
 
 GOLDEN = Path(__file__).with_name("golden.npz")
 SIDE = 256

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tprnet_jax import memory
+from tprnet_jax.runtime import memory
 
 PAGES = """
 import resource
@@ -23,7 +23,7 @@ print(fresh_pages())
 """
 RESTART = """
 import os, sys
-from tprnet_jax import memory
+from tprnet_jax.runtime import memory
 
 print(os.getpid(), os.environ.get("GLIBC_TUNABLES"), sys.argv[1:], flush=True)
 memory.restart_to_keep_freed()

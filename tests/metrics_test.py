@@ -6,7 +6,7 @@ import pytest
 import surface_distance
 from scipy import ndimage
 
-from tprnet_jax import metrics
+from tprnet_jax.report import metrics
 
 
 def draw(shape, *boxes):

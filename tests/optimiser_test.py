@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import config, optimiser
-from tprnet_jax.errors import UserError
+from tprnet_jax import config
+from tprnet_jax.method import optimiser
+from tprnet_jax.runtime.errors import UserError
 
 
 def _optim(**fields):

@@ -7,10 +7,10 @@ import signal
 import numpy as np
 import pytest
 
-from tprnet_jax import peer
-from tprnet_jax.cascade import BRANCHES
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.cascade import BRANCHES
 from tprnet_jax.models.unet import UNet
+from tprnet_jax.peer import process as peer
+from tprnet_jax.runtime.errors import UserError
 
 
 @pytest.fixture

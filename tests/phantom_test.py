@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.data import phantom, scene
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def test_builder_returns_what_draw_drew(tmp_path):

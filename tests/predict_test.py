@@ -2,10 +2,13 @@ import cv2
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, evaluate, predict
 from tprnet_jax import config as configuration
+from tprnet_jax import predict
 from tprnet_jax.data import scene
-from tprnet_jax.errors import UserError
+from tprnet_jax.method import inference
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.runtime import checkpoints
+from tprnet_jax.runtime.errors import UserError
 
 
 def _config(trained, source, target):
@@ -42,9 +45,9 @@ def test_a_mask_is_what_evaluation_scores(trained, tmp_path):
     _write(source, one=("png", 64, 64))
     predict.run(_config(trained, source / "one.png", tmp_path / "out"), workdir)
     cascade = configuration.cascade(config)
-    params, _ = checkpoints.restore_params(workdir, "best", cascade)
+    params, _ = checkpoints.restore_params(workdir, "best", param_shapes(cascade))
     image = cv2.imread(str(source / "one.png"), cv2.IMREAD_UNCHANGED)[..., None]
-    ((_, masks),) = evaluate.segment(cascade, params, [{"image": image}], batch=1)
+    ((_, masks),) = inference.segment_examples(cascade, params, [{"image": image}], batch=1)
     written = cv2.imread(str(tmp_path / "out/one_mask.png"), cv2.IMREAD_UNCHANGED)
     np.testing.assert_array_equal(written == 255, masks["final"])
 

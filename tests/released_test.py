@@ -1,4 +1,4 @@
-"""The released system here against PyTorch and OpenCV, live; see tprnet_jax/released.py."""
+"""The released system here against PyTorch and OpenCV, live; see tprnet_jax/peer/released.py."""
 
 import copy
 import functools
@@ -23,12 +23,12 @@ from golden_test import (
 )
 from ml_collections import ConfigDict
 
-from tprnet_jax import cascade, inference, topology
 from tprnet_jax import config as configuration
 from tprnet_jax.data import arcade
+from tprnet_jax.method import cascade, inference, topology
+from tprnet_jax.method.windows import Patches
 from tprnet_jax.models.weights import from_torch, to_torch
 from tprnet_jax.train import make_trainer
-from tprnet_jax.windows import Patches
 
 NEEDS = (
     "needs PyTorch, dynamic-network-architectures and opencv-contrib-python-headless, the last "

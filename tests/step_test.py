@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import cascade, config, inference, optimiser, windows
-from tprnet_jax.cascade import Cascade
+from tprnet_jax import config
+from tprnet_jax.method import cascade, inference, optimiser, windows
+from tprnet_jax.method.cascade import Cascade
+from tprnet_jax.method.step import State, Trainer, initial_state, train_step
 from tprnet_jax.models.unet import UNet
-from tprnet_jax.step import State, Trainer, initial_state, train_step
 
 
 def _trainer(tiny, clip_norm, learning_rate, **fields):

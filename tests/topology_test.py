@@ -7,8 +7,8 @@ import pytest
 from scipy import ndimage
 from skimage.morphology import skeletonize
 
-from tprnet_jax import topology
 from tprnet_jax.data import scene
+from tprnet_jax.method import topology
 
 
 def _blobs(seed, size=48):

@@ -10,11 +10,14 @@ import jax
 import numpy as np
 import pytest
 
-from tprnet_jax import checkpoints, evaluate, progress, train
 from tprnet_jax import config as configuration
-from tprnet_jax.data import augment, loader
-from tprnet_jax.errors import UserError
-from tprnet_jax.signals import Interrupted
+from tprnet_jax import evaluate, train
+from tprnet_jax.data import loader
+from tprnet_jax.method import augment
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.runtime import checkpoints, progress
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.signals import Interrupted
 
 
 def _lines(workdir):
@@ -23,7 +26,7 @@ def _lines(workdir):
 
 def _params(config, workdir):
     cascade = configuration.cascade(config)
-    return checkpoints.restore_params(workdir, "latest", cascade)[0]
+    return checkpoints.restore_params(workdir, "latest", param_shapes(cascade))[0]
 
 
 def test_a_run_leaves_what_the_readme_lists(trained):
@@ -129,9 +132,9 @@ def test_a_signal_during_the_last_save_stops_before_the_evaluation(trained, tmp_
     config, undisturbed = trained
     save = checkpoints.save
 
-    def save_and_signal(manager, state):
-        save(manager, state)
-        if int(state.step) == 6:
+    def save_and_signal(manager, step, parts):
+        save(manager, step, parts)
+        if step == 6:
             raise_signal(SIGTERM)
 
     monkeypatch.setattr(checkpoints, "save", save_and_signal)
@@ -182,9 +185,9 @@ def test_checkpoints_come_every_so_many_steps(trained, tmp_path, monkeypatch):
     config.train.save_every = 2
     saved, save = [], checkpoints.save
 
-    def note(manager, state):
-        saved.append(int(state.step))
-        save(manager, state)
+    def note(manager, step, parts):
+        saved.append(step)
+        save(manager, step, parts)
 
     monkeypatch.setattr(checkpoints, "save", note)
     train.run(config, tmp_path)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.models.weights import from_torch, to_torch
+from tprnet_jax.runtime.errors import UserError
 
 NETWORKS = {"global": UNet((2, 3, 4)), "local": UNet((3, 2)), "focal": UNet((2, 2))}
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax import windows
-from tprnet_jax.windows import Patches
+from tprnet_jax.method import windows
+from tprnet_jax.method.windows import Patches
 
 
 def _patches(owner, origin):

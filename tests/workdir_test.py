@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tprnet_jax import evaluate, predict, train
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.workdir import check_same_run, only_run
 
 HOLD = """

@@ -9,10 +9,10 @@ from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
 from tprnet_jax import train
-from tprnet_jax.cascade import BRANCHES
-from tprnet_jax.errors import UserError
-from tprnet_jax.evaluate import COLUMNS
-from tprnet_jax.files import write_whole
+from tprnet_jax.method.cascade import BRANCHES
+from tprnet_jax.report.tables import COLUMNS
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 ABLATIONS = {"_".join(BRANCHES[:count]): BRANCHES[:count] for count in (1, 2, 3)}
 

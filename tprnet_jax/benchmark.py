@@ -16,12 +16,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax import devices, inference, peer, topology, train
-from tprnet_jax.cascade import Cascade, to_unit
+from tprnet_jax import train
 from tprnet_jax.data import arcade, loader, scene
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
-from tprnet_jax.step import State, Trainer, initial_state, train_step
+from tprnet_jax.method import inference, topology
+from tprnet_jax.method.cascade import Cascade, to_unit
+from tprnet_jax.method.step import State, Trainer, initial_state, train_step
+from tprnet_jax.peer import process as peer
+from tprnet_jax.runtime import devices
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 from tprnet_jax.workdir import NETWORK
 
 PHANTOM_SIDE = 512

@@ -14,10 +14,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax import metrics
 from tprnet_jax.data import folder, loader, pairs
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.report import metrics
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 _MOST_PRINTED = 20  # Of each kind of sentence; check.json has them all.
 

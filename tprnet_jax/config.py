@@ -1,10 +1,13 @@
 """Every field a configuration has, with its default; files in `configs/` change some of them."""
 
+import json
 import math
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.cascade import (
+from tprnet_jax.method import augment
+from tprnet_jax.method.cascade import (
     BRANCHES,
     CENTRELINE_REGIONS,
     REFINEMENTS,
@@ -12,10 +15,9 @@ from tprnet_jax.cascade import (
     WINDOW_COLUMNS,
     Cascade,
 )
-from tprnet_jax.data import augment
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.topology import CENTRELINES, FIRST_POINTS
 from tprnet_jax.models.unet import UNet
-from tprnet_jax.topology import CENTRELINES, FIRST_POINTS
+from tprnet_jax.runtime.errors import UserError
 
 FOLDS = (1, 2)
 CHOICES = {
@@ -126,6 +128,23 @@ def default() -> ConfigDict:
     config.ablate = ablate = ConfigDict()
     ablate.seeds = (0,)  # Each ablation is trained with each of them.
     return config.lock()
+
+
+def get_config(path: str) -> ConfigDict:
+    """The configuration in the config.json of a run, for `--config=RUN/config.json`.
+
+    Raises:
+        UserError: The file is none, or has fields that this version does not know.
+    """
+    config = default()
+    try:
+        config.update(json.loads(Path(path).read_text())["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--config={path} is not the config.json of a run of this version ("
+            f"{' '.join(str(error).split())}); give one, or a file such as configs/quickstart.py"
+        ) from error
+    return config
 
 
 def _data() -> ConfigDict:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, optimiser
 from tprnet_jax import config as configuration
-from tprnet_jax.cascade import Cascade
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.method import optimiser
+from tprnet_jax.method.cascade import Cascade
+from tprnet_jax.method.step import State
 from tprnet_jax.models.weights import from_torch, to_torch
-from tprnet_jax.step import State
+from tprnet_jax.runtime import checkpoints
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 from tprnet_jax.workdir import NETWORK, restore, write_config
 
 
@@ -62,7 +63,7 @@ def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Pa
             raise UserError(f"{workdir} already has a run; give another --workdir")
         zero = jnp.zeros((), jnp.int32)
         average = params if config.train.ema else None
-        checkpoints.save(manager, State(zero, params, optim, zero, average))
+        checkpoints.save(manager, 0, State(zero, params, optim, zero, average).parts)
         checkpoints.finish(manager)
     write_config(config, workdir)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -10,9 +10,10 @@ import tqdm
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax import evaluate, figures
 from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
-from tprnet_jax.errors import UserError
+from tprnet_jax.method import inference
+from tprnet_jax.report import figures
+from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.workdir import restore
 
 
@@ -31,7 +32,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     output = _make_output(config.predict.output, paths[0].parent)
     skipped = []
     examples = _readable(paths, skipped)
-    for example, masks in evaluate.segment(cascade, params, examples, config.predict.batch):
+    for example, masks in inference.segment_examples(
+        cascade, params, examples, config.predict.batch
+    ):
         stem, mask = example["stem"], masks["final"]
         write_png(output / f"{stem}_mask.png", mask.astype(np.uint8) * 255)
         write_png(output / f"{stem}_overlay.png", figures.overlay(example["image"][..., 0], mask))

@@ -10,12 +10,15 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from tprnet_jax import checkpoints, devices, evaluate, optimiser, signals
 from tprnet_jax import config as configuration
-from tprnet_jax.data import augment, loader
-from tprnet_jax.errors import UserError
-from tprnet_jax.progress import NotFinite, Progress, say
-from tprnet_jax.step import State, Trainer, initial_state, train_step
+from tprnet_jax import evaluate
+from tprnet_jax.data import loader
+from tprnet_jax.method import augment, optimiser
+from tprnet_jax.method.step import State, Trainer, initial_state, train_step
+from tprnet_jax.report import tables
+from tprnet_jax.runtime import checkpoints, devices, signals
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.progress import NotFinite, Progress, say
 from tprnet_jax.workdir import check_same_run, only_run, write_config
 
 
@@ -162,11 +165,7 @@ def _train(training: Training, stop: signals.Stop) -> None:
     """Takes the steps that are left."""
     config, trainer = training.config, training.trainer
     stop.patient = False
-    state = checkpoints.restore_latest(
-        training.manager, lambda: initial_state(trainer, config.seed)
-    )
-    if state is None:
-        state = initial_state(trainer, config.seed)
+    state = _restored(training) or initial_state(trainer, config.seed)
     state = devices.replicate(trainer.mesh, state)
     start, batch = int(state.step), config.train.batch
     if devices.is_first():
@@ -198,6 +197,13 @@ def _train(training: Training, stop: signals.Stop) -> None:
         checkpoints.finish(training.manager)
 
 
+def _restored(training: Training) -> State | None:
+    """The newest whole state, if there is one."""
+    shapes = jax.eval_shape(lambda: initial_state(training.trainer, 0))
+    parts = checkpoints.restore_latest(training.manager, shapes.parts)
+    return None if parts is None else State.of_parts(**parts)
+
+
 def _segments(training: Training, start: int) -> Iterator[tuple[int, int]]:
     """From `start` to the last step, in parts that end where an epoch does or a save is due."""
     while start < training.steps:
@@ -216,7 +222,7 @@ def _save_if_due(training: Training, state: State, number: int) -> None:
     step = int(state.step)
     due = step % training.config.train.save_every == 0 or training.is_evaluated(step)
     if (due or number) and step not in training.manager.all_steps():
-        checkpoints.save(training.manager, state)
+        checkpoints.save(training.manager, step, state.parts)
 
 
 def _take(
@@ -255,10 +261,10 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     scores = evaluate.score(
         training.trainer.cascade, params, training.held_out, training.config.eval.batch
     )
-    split = loader.choosing_split(training.config.data)
-    progress.evaluated(int(state.step), split, scores)
+    split, means = loader.choosing_split(training.config.data), tables.means(scores)
+    progress.evaluated(int(state.step), split, means)
     if devices.is_first():
-        checkpoints.write_score(training.manager, int(state.step), evaluate.mean_dice(scores))
+        checkpoints.write_score(training.manager, int(state.step), means["final"]["dice"])
     devices.wait_for_all("the score")
 
 
@@ -272,5 +278,5 @@ def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
     if (result["step"], result["source"]) != (step, config.data.source):
         return None
     print(f"{workdir} is complete; to train longer, choose another --workdir.")
-    print(evaluate.table(result))
+    print(tables.table(result))
     return result

@@ -14,11 +14,11 @@ from absl import logging
 from ml_collections import ConfigDict
 
 import tprnet_jax
-from tprnet_jax import checkpoints, devices
-from tprnet_jax.cascade import Cascade
 from tprnet_jax.config import default
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.runtime import checkpoints, devices
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 PACKAGES = (
     "jax",
@@ -126,7 +126,7 @@ def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, 
                 f"config.{field} is {given}, but the run in {workdir} was trained with {stored}; "
                 "use the --config of that run or another --workdir"
             )
-    restored = checkpoints.restore_params(workdir, config.eval.checkpoint, cascade)
+    restored = checkpoints.restore_params(workdir, config.eval.checkpoint, param_shapes(cascade))
     parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
     for field, stored, given in differences:
         if field.startswith(parts):

@@ -23,7 +23,7 @@ from absl import logging
 from tensorflow_datasets.core.download import downloader
 
 from tprnet_jax.data import images, records
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 URL = "https://zenodo.org/records/10390295/files/arcade.zip"
 SHA256 = "a396cdea7c92c55dc97bbf3dd8e3df517d76872b289a8bcb45513bdb3350837f"

@@ -23,7 +23,7 @@ import tqdm
 
 from tprnet_jax.data import images
 from tprnet_jax.data.pairs import TRAITS, Pair, Reading, read, short_name
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

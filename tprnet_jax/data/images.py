@@ -5,8 +5,8 @@ import os
 import cv2
 import numpy as np
 
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 # What is wrong with a file is said by UserError alone.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tprnet_jax.data import arcade, folder, phantom
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 class Subset:

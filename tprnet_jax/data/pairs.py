@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from tprnet_jax.data import images
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 TRAITS = {
     "colour": "converted from colour to grey",

@@ -8,7 +8,7 @@ import tensorflow_datasets as tfds
 import tqdm
 
 from tprnet_jax.data import records, scene
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from tprnet_jax.data import images
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 
 def features() -> tfds.features.FeaturesDict:

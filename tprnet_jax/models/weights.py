@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax.errors import UserError
 from tprnet_jax.models.unet import UNet
+from tprnet_jax.runtime.errors import UserError
 
 PREFIXES = {"global": "global_net.", "local": "local_net.", "focal": "focus_net."}
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from tprnet_jax.cascade import to_unit
+from tprnet_jax.method.cascade import to_unit
 
 # The strength at which each transformation changes nothing.
 NEUTRAL = {

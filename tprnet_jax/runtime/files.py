@@ -12,12 +12,14 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
         content: Bytes, or text to be encoded as UTF-8.
 
     Raises:
-        OSError: It cannot be written; nothing is left behind.
+        OSError: It cannot be written; names the file, and nothing is left behind.
     """
     target = Path(path)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
         os.replace(partial, target)
+    except OSError as error:  # Of a full disk, the system does not say which file.
+        raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         partial.unlink(missing_ok=True)

@@ -4,15 +4,15 @@ import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import repeat
+from itertools import groupby, islice, repeat
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax import windows
-from tprnet_jax.cascade import (
+from tprnet_jax.method import windows
+from tprnet_jax.method.cascade import (
     Cascade,
     Coarse,
     chunks,
@@ -27,7 +27,7 @@ from tprnet_jax.cascade import (
     sample_patches,
     sampling_mask,
 )
-from tprnet_jax.windows import Patches
+from tprnet_jax.method.windows import Patches
 
 
 def unwatched(stage: str, result):
@@ -86,6 +86,39 @@ def segment(
         masks = np.unpackbits(np.asarray(bits), axis=-1, count=width).astype(bool)
         watch("fusion", masks)
         yield dict(zip(cascade.stages, masks, strict=True))
+
+
+def segment_examples(
+    cascade: Cascade, params, examples: Iterable[dict], batch: int
+) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
+    """Each example with its masks: bool `(height, width)` of each stage.
+
+    Neighbours of one size pass together; batches are filled up to `batch`, so that a shorter one
+    compiles nothing.
+
+    Args:
+        cascade: The networks.
+        params: Parameters by branch.
+        examples: With an "image" `(height, width, 1)`, see `cascade.to_unit`.
+        batch: Images at a time.
+    """
+    groups = deque()
+
+    def images():
+        for group in _of_one_size(examples, batch):
+            groups.append(group)
+            stack = np.stack([example["image"] for example in group])
+            yield np.pad(stack, ((0, batch - len(group)), (0, 0), (0, 0), (0, 0)))
+
+    for masks in segment(cascade, params, images()):
+        for index, example in enumerate(groups.popleft()):
+            yield example, {stage: mask[index] for stage, mask in masks.items()}
+
+
+def _of_one_size(examples: Iterable[dict], most: int) -> Iterator[list[dict]]:
+    for _, group in groupby(examples, key=lambda example: example["image"].shape):
+        while some := list(islice(group, most)):
+            yield some
 
 
 def _beside_the_host(cascade, params, pairs, watch) -> Iterator[tuple[jax.Array, int]]:

@@ -1,9 +1,8 @@
 """Saving and restoring; all of the project that knows Orbax.
 
-A checkpoint has three parts: "params", which is all that evaluation reads, and the moving average
-of the weights where there is one; "optim", the rest of the training state; and "digests", checksums
-by which damage is found. How well a checkpoint does is written beside them, in `scores.json`, once
-it has been evaluated.
+A checkpoint has three parts: "params", which is all that evaluation reads; "optim", the rest of the
+training state; and "digests", checksums by which damage is found. How well a checkpoint does is
+written beside them, in `scores.json`, once it has been evaluated.
 """
 
 import contextlib
@@ -11,7 +10,7 @@ import json
 import logging as stdlib_logging
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -20,11 +19,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from tprnet_jax import devices
-from tprnet_jax.cascade import Cascade, init
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
-from tprnet_jax.step import State
+from tprnet_jax.runtime import devices
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 Manager = ocp.CheckpointManager
 KEEP = 2  # Newest checkpoints kept, so that one is left if the other is damaged.
@@ -127,36 +124,24 @@ def _scores(folder: Path) -> dict[str, float]:
 # ---- Saving --------------------------------------------------------------------------------------
 
 
-def save(manager: Manager, state: State) -> None:
-    """Starts to save a state under the number of its step; `finish` ends it.
+def save(manager: Manager, step: int, parts: dict[str, dict]) -> None:
+    """Starts to save a training state under the number of its step; `finish` ends it.
+
+    Args:
+        manager: Of the run's checkpoints.
+        step: Steps taken.
+        parts: The state as "params" and "optim", each a tree of arrays.
 
     Raises:
         UserError: This one, or the one that was being saved, cannot be written.
     """
     finish(manager)
-    items = _items(state)
-    args = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-    args["digests"] = ocp.args.JsonSave({name: _digests(item) for name, item in items.items()})
+    args = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+    args["digests"] = ocp.args.JsonSave({name: _digests(part) for name, part in parts.items()})
     try:
-        manager.save(int(state.step), args=ocp.args.Composite(**args), force=True)
+        manager.save(step, args=ocp.args.Composite(**args), force=True)
     except _WRITING_FAILS as error:
         raise _not_written(manager, error) from error
-
-
-def _items(state: State) -> dict[str, dict]:
-    """The parts of a checkpoint that hold the state."""
-    rest = {"step": state.step, "optim": state.optim, "skipped": state.skipped}
-    if state.average is not None:
-        rest["weights"] = state.params
-    return {"params": state.evaluated, "optim": rest}
-
-
-def _state(params: dict, rest: dict) -> State:
-    """The inverse of `_items`."""
-    weights = rest.pop("weights", None)
-    if weights is None:
-        return State(params=params, **rest)
-    return State(params=weights, average=params, **rest)
 
 
 def finish(manager: Manager) -> None:
@@ -203,30 +188,28 @@ def _leaves(tree) -> list[tuple[str, jax.Array]]:
 # ---- Restoring -----------------------------------------------------------------------------------
 
 
-def restore_latest(manager: Manager, template: Callable[[], State]) -> State | None:
-    """The state of the newest whole checkpoint, or None if there is none at all.
+def restore_latest(manager: Manager, expected: dict[str, dict]) -> dict[str, dict] | None:
+    """The parts of the newest whole checkpoint, or None if there is none at all.
 
     A damaged one is reported and set aside under another name.
 
     Args:
         manager: Of the run's checkpoints.
-        template: Makes a state of the configured architecture; it is only traced.
+        expected: Shapes and types of the parts, as `save` takes them.
 
     Raises:
         UserError: No checkpoint is whole, or it has another architecture.
     """
-    expected = _items(jax.eval_shape(template))
     damaged = []
     for step in sorted(manager.all_steps(), reverse=True):
         try:
-            rest = _restore(manager, step, "optim", expected["optim"])
-            state = _state(_restore(manager, step, "params", expected["params"]), rest)
+            parts = {name: _restore(manager, step, name, expected[name]) for name in expected}
         except _Damaged as error:
             logging.warning("%s; going back to the one before", error)
             damaged.append(step)
             continue
         _set_aside(manager, damaged)
-        return state
+        return parts
     if damaged:
         raise _none_whole(manager)
     return None
@@ -245,10 +228,15 @@ def _set_aside(manager: Manager, steps: Sequence[int]) -> None:
         manager.reload()
 
 
-def restore_params(workdir: Path, which: str, cascade: Cascade) -> tuple[dict, int]:
+def restore_params(workdir: Path, which: str, expected: dict) -> tuple[dict, int]:
     """Parameters of a run's "best" or "latest" checkpoint, and their step.
 
     Where the latest is damaged, the one before is used, with a warning; nothing is renamed.
+
+    Args:
+        workdir: Of the run.
+        which: "best" or "latest".
+        expected: Shapes and types of the parameters.
 
     Raises:
         UserError: There is no checkpoint, none is whole, or it has another architecture.
@@ -260,7 +248,6 @@ def restore_params(workdir: Path, which: str, cascade: Cascade) -> tuple[dict, i
         first = step_of(manager, which)
         if first is None:
             raise _no_checkpoint(folder)
-        expected = jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
         earlier = [step for step in manager.all_steps() if step < first]
         for step in [first, *sorted(earlier, reverse=True)]:
             try:

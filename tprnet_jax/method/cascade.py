@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax import device_topology, topology, windows
+from tprnet_jax.method import device_topology, topology, windows
+from tprnet_jax.method.windows import Patches
 from tprnet_jax.models.unet import UNet
-from tprnet_jax.windows import Patches
 
 BRANCHES = ("global", "local", "focal")
 REFINEMENTS = ("topology_first", "location_first", "sequential", "canvas_mean")
@@ -130,6 +130,11 @@ def init(cascade: Cascade, key: jax.Array) -> dict:
         image = jnp.zeros((1, cascade.patch, cascade.patch, cascade.input_channels(name)))
         params[name] = net.init(branch_key, image)["params"]
     return params
+
+
+def param_shapes(cascade: Cascade) -> dict:
+    """Shapes and types of what `init` gives."""
+    return jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
 
 
 def to_unit(images: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from tprnet_jax.errors import UserError
+from tprnet_jax.runtime.errors import UserError
 
 AXIS = "data"
 ROWS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
@@ -23,7 +23,8 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
     """Joins the processes of a run; call before anything else of JAX.
 
     Args:
-        coordinator: Address and port of the first process, or "auto" where the cluster says all.
+        coordinator: Address and port of the first process, "auto" where the cluster says all, or
+            empty for one process alone.
         processes: Number of processes.
         process: Number of this one, from 0.
     """

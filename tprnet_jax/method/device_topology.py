@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax import topology, windows
-from tprnet_jax.windows import Patches
+from tprnet_jax.method import topology, windows
+from tprnet_jax.method.windows import Patches
 
 
 def centreline(mask: jax.Array, method: str = "skeletonize") -> jax.Array:

@@ -13,9 +13,9 @@ from concurrent.futures.process import BrokenProcessPool
 import cv2
 import numpy as np
 
-from tprnet_jax import memory
-from tprnet_jax.cascade import Cascade
-from tprnet_jax.errors import UserError
+from tprnet_jax.method.cascade import Cascade
+from tprnet_jax.runtime import memory
+from tprnet_jax.runtime.errors import UserError
 
 _MODELS = {}  # In the peer's process: the function of each task.
 
@@ -131,7 +131,7 @@ def _import():
     try:
         import torch
 
-        from tprnet_jax import released
+        from tprnet_jax.peer import released
     except ImportError as error:
         raise _missing() from error
     if not hasattr(cv2, "ximgproc"):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from tprnet_jax import metrics
+from tprnet_jax.report import metrics
 
 TRUE_POSITIVE = (255, 255, 255)
 FALSE_POSITIVE = (235, 50, 40)

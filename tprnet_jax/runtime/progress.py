@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import tqdm
 
-from tprnet_jax import devices, evaluate
-from tprnet_jax.errors import UserError
-from tprnet_jax.files import write_whole
+from tprnet_jax.runtime import devices
+from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import write_whole
 
 LOG_EVERY = 10  # Steps between two lines of metrics.jsonl.
 
@@ -73,16 +73,21 @@ class Progress:
         elif step % LOG_EVERY == 0:
             self._write({"step": step, "split": "train", **values})
 
-    def evaluated(self, step: int, split: str, scores: evaluate.Scores) -> None:
-        """Writes down how good the state before this step is on a split."""
-        result = evaluate.summary(scores)
+    def evaluated(self, step: int, split: str, means: dict[str, dict[str, float]]) -> None:
+        """Writes down how good the state before this step is on a split.
+
+        Args:
+            step: Number of the step.
+            split: What was evaluated on.
+            means: Mean metrics of each stage.
+        """
         values = {
             f"{stage}_{name}": value
-            for stage in scores.rows
-            for name, value in result[stage].items()
+            for stage, metrics in means.items()
+            for name, value in metrics.items()
         }
         self._write({"step": step, "split": split, **values})
-        dice = "  ".join(f"{stage} {result[stage]['dice']:.4f}" for stage in scores.rows)
+        dice = "  ".join(f"{stage} {metrics['dice']:.4f}" for stage, metrics in means.items())
         name = "hold-out" if split == "holdout" else split
         say(f"step {step}: {name} Dice  {dice}")
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tprnet_jax import devices, losses, windows
-from tprnet_jax.cascade import (
+from tprnet_jax.method import augment, losses, windows
+from tprnet_jax.method.cascade import (
     Cascade,
     Coarse,
     chunks,
@@ -30,10 +30,10 @@ from tprnet_jax.cascade import (
     sampling_mask,
     to_unit,
 )
-from tprnet_jax.data import augment
-from tprnet_jax.devices import EVERYWHERE, ROWS
-from tprnet_jax.inference import unwatched
-from tprnet_jax.windows import Patches
+from tprnet_jax.method.inference import unwatched
+from tprnet_jax.method.windows import Patches
+from tprnet_jax.runtime import devices
+from tprnet_jax.runtime.devices import EVERYWHERE, ROWS
 
 
 class Trainer(NamedTuple):
@@ -95,6 +95,23 @@ class State(NamedTuple):
     def evaluated(self) -> dict:
         """The parameters that evaluation uses."""
         return self.params if self.average is None else self.average
+
+    @property
+    def parts(self) -> dict[str, dict]:
+        """The state as a checkpoint keeps it: "params", all that evaluation reads, and "optim"."""
+        rest = {"step": self.step, "optim": self.optim, "skipped": self.skipped}
+        if self.average is not None:
+            rest["weights"] = self.params
+        return {"params": self.evaluated, "optim": rest}
+
+    @classmethod
+    def of_parts(cls, params: dict, optim: dict) -> "State":
+        """The inverse of `parts`."""
+        rest = dict(optim)
+        weights = rest.pop("weights", None)
+        if weights is None:
+            return cls(params=params, **rest)
+        return cls(params=weights, average=params, **rest)
 
 
 def initial_state(trainer: Trainer, seed: int) -> State:

@@ -1,0 +1,206 @@
+"""The command line: how flags become a configuration, and a user's mistake one sentence."""
+
+import ast
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import tprnet_jax
+from tprnet_jax.runtime.errors import UserError
+
+# Gives a configuration of the fields in a run's config.json, as configuration files do.
+SAVED = str(Path(tprnet_jax.__file__).with_name("config.py"))
+USAGE = """python -m tprnet_jax.main --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+
+Modes, each with an example; eval, predict and convert want the --config and --workdir of a training:
+
+  train      train, or go on where it was stopped, then evaluate (the mode unless another is given)
+             --config=configs/quickstart.py
+  check      read a data set once and list what is wrong with it
+             --config=configs/folder.py --mode=check --config.data.source=FOLDER
+  eval       evaluate the best checkpoint
+             --config=configs/tprnet.py --mode=eval --config.eval.split=test
+  predict    segment your own images
+             --config=configs/tprnet.py --mode=predict --config.predict.input=IMAGES --config.predict.output=MASKS
+  convert    import PyTorch weights, or export them
+             --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
+  ablate     train the ablations of the paper's Table II
+             --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
+  benchmark  time inference and training on this machine
+             --config=configs/tprnet.py --mode=benchmark
+
+Every FIELD is in tprnet_jax/config.py, with its default and its meaning. Several values stand between
+commas: --config.train.remat=global,local. The config.json of a run is a configuration file too.
+"""  # noqa: E501
+
+
+class TupleParser(flags.ArgumentParser):
+    """Values between commas; brackets, and quotes around names, may be left out."""
+
+    def parse(self, argument: str | Iterable) -> tuple:
+        """The values, numbers where they read as such."""
+        if not isinstance(argument, str):
+            return tuple(argument)
+        values = [value.strip(" '\"") for value in argument.strip(" ()[]").split(",")]
+        return tuple(_number_or_name(value) for value in values if value)
+
+    def flag_type(self) -> str:
+        """What `--help` calls it."""
+        return "values between commas"
+
+
+def _number_or_name(text: str):
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+config_flags.register_flag_parser_for_type(tuple, TupleParser())
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parses the flags; what is wrong with them, or with the configuration, ends the program.
+
+    Args:
+        argv: The program's arguments, its name first.
+
+    Returns:
+        What is left: the program's name.
+    """
+    if {"-h", "--help", "-help"} & set(argv[1:]):
+        print(USAGE + flags.FLAGS.main_module_help())
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(f"tprnet-jax {tprnet_jax.__version__}, JAX {jax.__version__}")
+        sys.exit(0)
+    try:
+        rest = flags.FLAGS([_saved_is_run(argument) for argument in argv])
+        if len(rest) > 1:
+            raise UserError(f"unexpected argument {rest[1]!r}; options have the form --name=value")
+        _check_config()
+        return rest
+    except KeyError as error:
+        fail(_unknown_field(error))
+    except AttributeError as error:
+        # ml_collections wraps the KeyError of a nested field.
+        wraps = error.args and isinstance(error.args[0], KeyError)
+        fail(_unknown_field(error.args[0]) if wraps else error)
+    except (flags.Error, UserError, TypeError, ValueError, OSError) as error:
+        fail(str(error))
+    except (SyntaxError, ImportError, NameError) as error:
+        fail(f"the configuration file cannot be run ({type(error).__name__}: {error}); mend it")
+
+
+def _saved_is_run(argument: str) -> str:
+    """The flag, where it gives the config.json of a run, as a configuration file with argument."""
+    name, _, value = argument.partition("=")
+    if name.lstrip("-") != "config" or not value.endswith(".json"):
+        return argument
+    return f"{name}={SAVED}:{value}"
+
+
+def _unknown_field(error: KeyError) -> str:
+    return f"the configuration has no field {'; '.join(str(error.args[0]).splitlines())}"
+
+
+def _check_config() -> None:
+    config = flags.FLAGS.config
+    if config is None:
+        raise UserError("--config is missing; give one such as --config=configs/quickstart.py")
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"--config={flags.FLAGS['config'].config_filename} cannot be read; give a "
+            "configuration file such as configs/quickstart.py"
+        )
+
+
+def workdir(given: str | None) -> Path:
+    """The folder of the run: the one given, or one named after the configuration."""
+    return Path(given).expanduser() if given else named_after(flags.FLAGS["config"].config_filename)
+
+
+def named_after(config: str) -> Path:
+    """The folder of a run with this value of `--config`, if no other is given."""
+    path, _, argument = config.partition(":")
+    if path == SAVED:
+        return Path("runs") / f"{Path(argument).resolve().parent.name}_again"
+    return Path("runs") / "_".join([Path(path).stem, *filter(None, argument.split(","))])
+
+
+def keep_compiled(folder: str) -> None:
+    """Keeps compiled programs in this folder for the next start; empty keeps none."""
+    if not folder or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+    # The cascade has many small programs too; together they take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+def be_quick_on_cpus() -> None:
+    """Sets what JAX wants to know of CPUs before it first uses one."""
+    # A device to a core, so that a batch is divided between them as between GPUs: most operations
+    # on a part of a batch are too small for two cores to share.
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        jax.config.update("jax_num_cpu_devices", _cores())
+    # One program after another, in this thread: two at a time have the same cores, and need the
+    # memory of both.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _cores() -> int:
+    """Those that this process may use, or all where the system does not say."""
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count()
+
+
+def check_devices() -> None:
+    """Checks that JAX finds the devices it was told to use.
+
+    Raises:
+        UserError: It does not.
+    """
+    try:
+        jax.devices()
+    except RuntimeError as error:
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if not platforms:
+            raise
+        raise UserError(
+            f"JAX cannot use JAX_PLATFORMS={platforms} ({' '.join(str(error).split())}); unset it, "
+            "or install JAX for it"
+        ) from error
+
+
+def fail(reason) -> None:
+    """Ends the program with one sentence and status 1."""
+    if isinstance(reason, OSError):
+        if reason.filename is None:
+            raise reason
+        reason = f"{reason.filename}: {reason.strerror}; give files and folders that can be used"
+    text = str(reason)
+    # ml_collections wraps what a configuration file raises in its whole traceback.
+    text = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
+    if "get_config() takes 0 positional arguments" in text:
+        path, _, argument = _given_config().partition(":")
+        text = f"--config={path} takes no argument; leave out :{argument}"
+    sys.exit(f"error: {text}")
+
+
+def _given_config() -> str:
+    given = [a.partition("=")[2] for a in sys.argv if a.lstrip("-").startswith("config=")]
+    return given[-1]
+
+
+def leave(interrupt: KeyboardInterrupt) -> None:
+    """Ends the program at once, with what the interruption has to say."""
+    print(f"error: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that still compile would crash an orderly exit.
+    os._exit(getattr(interrupt, "status", 130))
