@@ -15,13 +15,13 @@ Folds know nothing of patients: images of one patient in both splits make the fi
 several images a patient, name the splits in a JSON file, {"train": ["x", ...], "validation": [...],
 "test": [...]}, and give it as config.data.folder.splits; "test" may be left out.
 
-The argument `small` trains narrow networks, for machines without a GPU, as configs/tprnet.py does;
-arguments are joined by commas, as in `folder.py:2,small`.
+The argument `compact` trains the networks of configs/tprnet_compact.py, for machines without a GPU;
+arguments are joined by commas, as in `folder.py:2,compact`.
 """  # noqa: E501
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import default, narrow
+from tprnet_jax.config import compact, default
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -39,14 +39,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.batch = 1
     config.train.epochs = 100
     for word in filter(None, argument.split(",")):
-        if word == "small":
-            narrow(config)
-            config.train.epochs = 20
+        if word == "compact":
+            compact(config)
+            config.train.epochs = 40
         elif word.isdecimal():
             config.data.folder.fold = int(word)
         else:
             raise UserError(
-                f"configs/folder.py has no argument {word!r}; give the number of a fold, small, or "
-                "both, joined by a comma"
+                f"configs/folder.py has no argument {word!r}; give the number of a fold, compact, "
+                "or both, joined by a comma"
             )
     return config

@@ -22,29 +22,15 @@ Over images, LocalNet adds 0.0039 Dice (95 % interval 0.0028 to 0.0051), FocalNe
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import default
+from tprnet_jax.config import compact, default
 from tprnet_jax.runtime.errors import UserError
 
 
 def get_config(argument: str = "") -> ConfigDict:
     config = default()
-    config.model.global_channels = (16, 32, 64, 128, 128, 128, 128)
-    config.model.local_channels = (16, 32, 64, 128, 128, 128)
-    config.model.focal_channels = (32, 64, 96)
-    config.model.global_fold = 2
-    config.model.local_fold = 2
-    config.model.focal_fold = 2
-    config.model.guided = True
-    config.model.refinement = "location_first"
-    config.model.chunk = 16
-    config.optim.name = "muon"
-    config.optim.learning_rate = 2e-3
-    config.optim.weight_decay = 1e-2
-    config.optim.schedule = "cosine"
-    config.optim.warmup = 0.5
+    compact(config)
     config.train.epochs = 40
     config.train.batch = 4
-    config.train.ema = 0.999
     config.train.evaluate_every = 2
     config.data.holdout = 100
     for word in filter(None, argument.split(",")):

@@ -277,7 +277,7 @@ def test_phantoms_are_sound(tmp_path):
 
 
 def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
-    command = [sys.executable, "-m", "tprnet_jax.main", "--config=configs/folder.py:1,small"]
+    command = [sys.executable, "-m", "tprnet_jax.main", "--config=configs/folder.py:1,compact"]
     flags = ["--mode=check", f"--config.data.source={tmp_path}", f"--workdir={tmp_path / 'run'}"]
     done = subprocess.run([*command, *flags], capture_output=True, text=True, check=False)
     assert done.returncode == 1

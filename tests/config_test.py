@@ -18,20 +18,19 @@ def test_default_is_the_papers_model():
 
 
 @pytest.mark.parametrize(
-    ("argument", "branches", "narrow"),
+    ("argument", "branches", "augmented"),
     [
         ("", ("global", "local", "focal"), False),
         ("global", ("global",), False),
         ("global_local", ("global", "local"), False),
-        ("small", ("global", "local", "focal"), True),
-        ("small,global_local", ("global", "local"), True),
+        ("augmented", ("global", "local", "focal"), True),
+        ("augmented,global_local", ("global", "local"), True),
     ],
 )
-def test_arguments_of_tprnet(argument, branches, narrow):
+def test_arguments_of_tprnet(argument, branches, augmented):
     config = tprnet.get_config(argument)
-    cascade = configuration.cascade(config)
-    assert tuple(cascade.networks) == branches
-    assert (cascade.global_net.channels[0] == 8) is narrow
+    assert tuple(configuration.cascade(config).networks) == branches
+    assert (config.augment.p_rotation > 0) is augmented
 
 
 def test_compact_fits_into_20_megabytes_of_bfloat16():
@@ -91,7 +90,7 @@ def test_what_the_released_preset_changes():
 
 def test_unknown_argument_is_named():
     with pytest.raises(UserError, match="no argument 'tiny'"):
-        tprnet.get_config("small,tiny")
+        tprnet.get_config("global,tiny")
 
 
 def test_quickstart_needs_no_download():

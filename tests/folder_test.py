@@ -587,9 +587,9 @@ def get_config(argument=""):
 
 def test_the_argument_is_the_fold():
     assert get_config().data.folder.fold == 0
-    config = get_config("small,3")
+    config = get_config("compact,3")
     assert (config.data.name, config.data.folder.fold) == ("folder", 3)
-    assert config.model.global_channels[0] == 8
+    assert config.model.global_fold == 2
     assert config.lock().is_locked
 
 

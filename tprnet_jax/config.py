@@ -193,17 +193,25 @@ def _model() -> ConfigDict:
     return model
 
 
-def narrow(config: ConfigDict) -> None:
-    """Makes the networks narrow, and trains them accordingly, for machines without a GPU."""
-    config.model.global_channels = (8, 16, 32, 64, 128, 128, 128, 128)
-    config.model.local_channels = (8, 16, 32, 64, 128, 128, 128)
-    config.model.focal_channels = (8, 16, 32, 64)
-    config.model.chunk = 8
-    config.optim.name = "adamw"
-    config.optim.learning_rate = 3e-3
+def compact(config: ConfigDict) -> None:
+    """Makes the networks those of configs/tprnet_compact.py, and trains them accordingly.
+
+    They fold squares of 2 x 2 pixels into channels, so that they are wide at half the resolution,
+    and LocalNet and FocalNet see what the stages before found. They train on a CPU.
+    """
+    config.model.global_channels = (16, 32, 64, 128, 128, 128, 128)
+    config.model.local_channels = (16, 32, 64, 128, 128, 128)
+    config.model.focal_channels = (32, 64, 96)
+    config.model.global_fold = config.model.local_fold = config.model.focal_fold = 2
+    config.model.guided = True
+    config.model.refinement = "location_first"
+    config.model.chunk = 16
+    config.optim.name = "muon"
+    config.optim.learning_rate = 2e-3
     config.optim.weight_decay = 1e-2
     config.optim.schedule = "cosine"
-    config.optim.warmup = 0.2
+    config.optim.warmup = 0.5
+    config.train.ema = 0.999
 
 
 def _check(config: ConfigDict) -> None:
