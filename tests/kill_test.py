@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import run_log
 
 from tprnet_jax import config as configuration
 from tprnet_jax.method.cascade import param_shapes
@@ -97,7 +98,7 @@ class Run:
         cascade = configuration.cascade(self.config)
         params, step = checkpoints.restore_params(self.workdir, "latest", param_shapes(cascade))
         assert step == STEPS
-        log = (self.workdir / "metrics.jsonl").read_text()
+        log = run_log.lines(self.workdir)
         scores = json.loads((self.workdir / "checkpoints" / "scores.json").read_text())
         return jax.tree.map(np.asarray, params), log, scores
 

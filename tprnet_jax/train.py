@@ -1,5 +1,6 @@
 """The training loop: data, step, log, checkpoint, evaluate."""
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Iterator
@@ -7,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import logging
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
@@ -20,6 +20,8 @@ from tprnet_jax.runtime import checkpoints, devices, signals
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.progress import NotFinite, Progress, say
 from tprnet_jax.workdir import check_same_run, only_run, write_config
+
+AGREE_EVERY = 10  # Steps after which several processes ask each other for signals.
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -48,7 +50,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             check_same_run(config, workdir)
         training = Training(config, workdir, trainer, source, held_out, per_epoch, manager)
         if not training.is_complete():
-            _train_or_say_how_to_go_on(training)
+            with _saying_how_to_go_on(manager) as stop:
+                _train(training, stop)
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     if devices.is_first():
@@ -115,6 +118,10 @@ class Training(NamedTuple):
         every = self.config.train.evaluate_every * self.per_epoch
         return step == self.steps or (step > 0 and step % every == 0)
 
+    def is_saved(self, step: int) -> bool:
+        """Whether the state after so many steps is saved, if nothing stops it before."""
+        return step % self.config.train.save_every == 0 or self.is_evaluated(step)
+
     def is_complete(self) -> bool:
         """Whether the last state is there and has been evaluated."""
         latest = self.manager.latest_step() or 0
@@ -130,71 +137,62 @@ def _steps_per_epoch(examples: int, batch: int) -> int:
     return examples // batch
 
 
-def _train_or_say_how_to_go_on(training: Training) -> None:
-    with signals.noted() as stop:
-        try:
-            _train_and_retry(training, stop)
-        except signals.Interrupted as interrupt:
-            message = "interrupted; the same command " + _goes_on(training.manager)
-            raise signals.Interrupted(message, interrupt.status - 128) from None
-
-
-def _train_and_retry(training: Training, stop: signals.Stop) -> None:
-    """Trains; if it fails for want of finite numbers, once more from the last checkpoint."""
-    try:
-        _train(training, stop)
-    except NotFinite as first:
-        logging.warning("%s; going back to the last checkpoint, once", first)
-        try:
-            _train(training, stop)
-        except NotFinite as second:
-            raise UserError(
-                f"{second}, again after going back to the last checkpoint; mend these images or "
-                "lower config.optim.learning_rate, and the same command "
-                + _goes_on(training.manager)
-            ) from second
-
-
-def _goes_on(manager: checkpoints.Manager) -> str:
-    checkpoints.finish(manager)
-    step = manager.latest_step()
-    return "starts anew" if step is None else f"goes on from step {step}"
-
-
 def _train(training: Training, stop: signals.Stop) -> None:
     """Takes the steps that are left."""
-    config, trainer = training.config, training.trainer
-    stop.patient = False
+    config, trainer, manager = training.config, training.trainer, training.manager
     state = _restored(training) or initial_state(trainer, config.seed)
     state = devices.replicate(trainer.mesh, state)
     start, batch = int(state.step), config.train.batch
     if devices.is_first():
         write_config(config, training.workdir)
-        if start:
-            say(f"Going on from step {start} of {training.steps}.")
-        if (used := trainer.shares[1]) < jax.device_count():
-            count = jax.device_count()
-            say(f"{used} of {count} devices train; no more divide config.train.batch={batch}.")
+    _say_how_it_starts(training, start)
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
-    scored = checkpoints.is_scored(training.manager, start)
+    scored = checkpoints.is_scored(manager, start)
+    lengths = config.train.epochs, training.per_epoch, batch
     limit = config.train.skip_limit
-    with Progress(training.workdir, start, scored, training.steps, batch, limit) as progress:
+    with Progress(training.workdir, start, scored, *lengths, limit) as progress:
         if training.is_evaluated(start) and not scored:
             _validate(training, state, progress)  # It was stopped after the state was saved.
-        for step, end in _segments(training, start):
+        for step in range(start, training.steps):
             stop.patient = True
-            state = _take(training, state, range(step, end), batches, progress, stop)
-            number = _agreed(stop)
-            _save_if_due(training, state, number)
-            stop.patient = False
-            if training.is_evaluated(end):
-                number = number or _agreed(stop)  # It may have come during the save.
+            examples = next(batches)
+            state, scalars = train_step(trainer, state, *_arguments(training, step, examples))
+            progress.end_step(step, scalars, examples)
+            done = step + 1
+            number = _agreed(training, stop, done)
+            if number or training.is_saved(done):
+                progress.finish_step()
+                _save(training, state)
+                number = number or _agreed(training, stop, done)  # It may have come meanwhile.
             if number:
                 raise signals.Interrupted("", number)
-            if training.is_evaluated(end):
+            if training.is_evaluated(done):
+                stop.patient = False
                 _validate(training, state, progress)
-        checkpoints.finish(training.manager)
+        checkpoints.finish(manager)
+
+
+@contextlib.contextmanager
+def _saying_how_to_go_on(manager: checkpoints.Manager) -> Iterator[signals.Stop]:
+    """Notes signals; an interruption, and numbers that are not finite, say what comes next."""
+
+    def goes_on() -> str:
+        checkpoints.finish(manager)
+        step = manager.latest_step()
+        return "starts anew" if step is None else f"goes on from step {step}"
+
+    with signals.noted() as stop:
+        try:
+            yield stop
+        except signals.Interrupted as interrupt:
+            message = f"interrupted; the same command {goes_on()}"
+            raise signals.Interrupted(message, interrupt.status - 128) from None
+        except NotFinite as error:
+            raise UserError(
+                f"{error}; mend these images or lower config.optim.learning_rate, and the same "
+                f"command {goes_on()}"
+            ) from error
 
 
 def _restored(training: Training) -> State | None:
@@ -204,53 +202,35 @@ def _restored(training: Training) -> State | None:
     return None if parts is None else State.of_parts(**parts)
 
 
-def _segments(training: Training, start: int) -> Iterator[tuple[int, int]]:
-    """From `start` to the last step, in parts that end where an epoch does or a save is due."""
-    while start < training.steps:
-        intervals = training.per_epoch, training.config.train.save_every
-        end = min((start // interval + 1) * interval for interval in intervals)
-        yield start, end
-        start = end
+def _say_how_it_starts(training: Training, start: int) -> None:
+    batch, used = training.config.train.batch, training.trainer.shares[1]
+    if start:
+        say(f"Going on from step {start} of {training.steps}.")
+    if used < (count := jax.device_count()):
+        say(f"{used} of {count} devices train; no more divide config.train.batch={batch}.")
 
 
-def _agreed(stop: signals.Stop) -> int:
-    """The signal that has come to any of the processes, 0 for none; all stop for it, or none."""
+def _arguments(training: Training, step: int, examples: dict) -> tuple:
+    """What `train_step` takes of the examples."""
+    epoch, has_focal = step // training.per_epoch, training.trainer.cascade.focal_net is not None
+    focal = has_focal and epoch >= training.config.train.focal_from_epoch
+    return examples["image"], examples["mask"], focal, (examples["epoch"], examples["index"])
+
+
+def _agreed(training: Training, stop: signals.Stop, done: int) -> int:
+    """The signal that has come to any of the processes, 0 for none; all stop for it, or none.
+
+    Several processes ask each other only after every so many steps, and where the state is saved:
+    no step can be under way meanwhile.
+    """
+    if jax.process_count() > 1 and done % AGREE_EVERY and not training.is_saved(done):
+        return 0
     return int(max(devices.of_all(stop.number or 0)))
 
 
-def _save_if_due(training: Training, state: State, number: int) -> None:
-    step = int(state.step)
-    due = step % training.config.train.save_every == 0 or training.is_evaluated(step)
-    if (due or number) and step not in training.manager.all_steps():
+def _save(training: Training, state: State) -> None:
+    if (step := int(state.step)) not in training.manager.all_steps():
         checkpoints.save(training.manager, step, state.parts)
-
-
-def _take(
-    training: Training,
-    state: State,
-    steps: range,
-    batches: Iterator,
-    progress: Progress,
-    stop: signals.Stop,
-) -> State:
-    """Takes the given steps, reading each step's numbers only after the next one is under way."""
-    config, trainer = training.config, training.trainer
-    epoch = steps[0] // training.per_epoch
-    focal = trainer.cascade.focal_net is not None and epoch >= config.train.focal_from_epoch
-    progress.bar.set_description(f"epoch {epoch + 1}/{config.train.epochs}")
-    pending = None
-    for step in steps:
-        if _agreed(stop):
-            break
-        examples = next(batches)
-        arrays = examples["image"], examples["mask"], focal, (examples["epoch"], examples["index"])
-        state, scalars = train_step(trainer, state, *arrays)
-        if pending is not None:
-            progress.end_step(*pending)
-        pending = step, scalars, examples
-    if pending is not None:
-        progress.end_step(*pending)
-    return state
 
 
 def _validate(training: Training, state: State, progress: Progress) -> None:
@@ -277,6 +257,6 @@ def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
     step = checkpoints.step_of(manager, config.eval.checkpoint)
     if (result["step"], result["source"]) != (step, config.data.source):
         return None
-    print(f"{workdir} is complete; to train longer, choose another --workdir.")
+    print(f"{workdir} is complete; with a larger --config.train.epochs it goes on.")
     print(tables.table(result))
     return result

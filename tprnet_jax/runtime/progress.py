@@ -1,7 +1,9 @@
 """How a training goes: `metrics.jsonl`, a bar that counts images, and sentences in between."""
 
+import datetime
 import json
 import os
+import time
 from pathlib import Path
 from typing import TextIO
 
@@ -27,18 +29,28 @@ class Progress:
         workdir: Of the run.
         start: Number of the first step to come.
         scored: Whether the state before it has been evaluated.
-        steps: Number of the last step.
+        epochs: Of the whole training.
+        per_epoch: Steps to an epoch.
         batch: Images to a step.
         skip_limit: Steps in a row that may not be applied before `NotFinite` is raised.
     """
 
     def __init__(
-        self, workdir: Path, start: int, scored: bool, steps: int, batch: int, skip_limit: int
+        self,
+        workdir: Path,
+        start: int,
+        scored: bool,
+        epochs: int,
+        per_epoch: int,
+        batch: int,
+        skip_limit: int,
     ):
+        self.epochs, self.per_epoch = epochs, per_epoch
         self.batch, self.skip_limit = batch, skip_limit
         self.log = open_log(workdir / "metrics.jsonl", start, scored)
+        self.pending, self.written = None, (start, time.monotonic())
         self.bar = tqdm.tqdm(
-            total=steps * batch,
+            total=epochs * per_epoch * batch,
             initial=start * batch,
             unit="image",
             smoothing=0.05,
@@ -53,25 +65,47 @@ class Progress:
         self.log.close()
 
     def end_step(self, step: int, scalars: dict, examples: dict) -> None:
-        """Writes down what `train_step` returned for these examples.
+        """Takes what `train_step` returned for these examples.
+
+        It is written down only when the next step is under way, so that the device need not wait.
 
         Raises:
-            NotFinite: This step was one too many that was not applied.
+            NotFinite: The step before was one too many that was not applied.
             UserError: The log cannot be written.
         """
+        self.finish_step()
+        self.pending = step, scalars, examples
+
+    def finish_step(self) -> None:
+        """Writes down the last step; raises what `end_step` does."""
+        if self.pending is None:
+            return
+        (step, scalars, examples), self.pending = self.pending, None
         values = {name: value.item() for name, value in jax.device_get(scalars).items()}
         skipped = values.pop("skipped")
+        epoch = step // self.per_epoch + 1
+        self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
         self.bar.update(self.batch)
         self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if skipped:
-            report = _report(step, values, examples)
-            say(f"warning: {report}; it was not applied")
-            names = [name.decode() for name in examples["name"]]
-            self._write({"step": step, "split": "train", "skipped": names})
-            if skipped >= self.skip_limit:
-                raise NotFinite(f"{skipped} steps in a row were not applied: {report}")
+            self._not_applied(step, values, examples, skipped)
         elif step % LOG_EVERY == 0:
-            self._write({"step": step, "split": "train", **values})
+            speed = {"images_per_second": self._speed(step)}
+            self._write({"step": step, "split": "train", "epoch": epoch, **values, **speed})
+
+    def _speed(self, step: int) -> float:
+        """Images a second since it was last asked."""
+        before, now = self.written, (step + 1, time.monotonic())
+        self.written = now
+        return round((now[0] - before[0]) * self.batch / max(now[1] - before[1], 1e-9), 3)
+
+    def _not_applied(self, step: int, values: dict, examples: dict, skipped: int) -> None:
+        report = _report(step, values, examples)
+        say(f"warning: {report}; it was not applied")
+        names = [name.decode() for name in examples["name"]]
+        self._write({"step": step, "split": "train", "skipped": names})
+        if skipped >= self.skip_limit:
+            raise NotFinite(f"{skipped} steps in a row were not applied: {report}")
 
     def evaluated(self, step: int, split: str, means: dict[str, dict[str, float]]) -> None:
         """Writes down how good the state before this step is on a split.
@@ -92,6 +126,7 @@ class Progress:
         say(f"step {step}: {name} Dice  {dice}")
 
     def _write(self, record: dict) -> None:
+        record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
             self.log.write(json.dumps(record) + "\n")
             self.log.flush()
