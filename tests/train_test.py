@@ -375,13 +375,17 @@ def test_a_run_with_a_holdout_says_so_resumes_and_reports_on_the_split_asked_for
     _assert_same_run(config, tmp_path, held_out[1])
 
 
-def test_another_holdout_than_the_trainings_is_said(held_out, tmp_path, caplog):
+def test_a_holdout_that_was_trained_on_is_refused(held_out, tmp_path):
     config = held_out[0].copy_and_resolve_references()
     workdir = tmp_path / "run"
     shutil.copytree(held_out[1], workdir)
-    config.data.holdout = 3
-    evaluate.run(config, workdir)
-    assert "config.data.holdout is 3, but was 2 in training" in caplog.text
+    config.data.holdout = 3  # The two that were held out, and one more.
+    before = set(workdir.rglob("*"))
+    with pytest.raises(UserError, match=r"1 of the 3 images to evaluate on \(train_0000\d\.png\)"):
+        evaluate.run(config, workdir)
+    assert set(workdir.rglob("*")) == before
+    config.eval.split = "train"  # Asked for by name.
+    assert evaluate.run(config, workdir)["images"] == 3
 
 
 def test_a_batch_larger_than_what_a_holdout_leaves_is_named(trained, tmp_path):
@@ -432,6 +436,32 @@ def test_a_complete_run_trains_on_with_more_epochs(trained, tmp_path):
     result = train.run(config, workdir)
     assert [line["step"] for line in run_log.lines(workdir)] == [0, 3, 6, 9]
     assert result["step"] in (3, 6, 9)
+
+
+def test_a_run_goes_on_with_less_memory(trained, tmp_path):
+    """Smaller chunks, and activations that are computed again."""
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    config = trained[0].copy_and_resolve_references()
+    config.model.chunk, config.train.remat, config.train.epochs = 1, ("global", "focal"), 3
+    train.run(config, workdir)
+    assert [line["step"] for line in run_log.lines(workdir)] == [0, 3, 6, 9]
+
+
+def test_an_evaluation_of_another_refinement_is_not_taken_for_the_runs(trained, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    own = (workdir / "eval" / "validation" / "metrics.json").read_bytes()
+    config = trained[0].copy_and_resolve_references()
+    config.model.refinement = "location_first"
+    other = evaluate.run(config, workdir)
+    assert other["changed"] == {"model.refinement": "location_first"}
+    path = workdir / "eval" / "validation,model.refinement=location_first" / "metrics.json"
+    assert json.loads(path.read_text()) == other
+    capsys.readouterr()
+    assert train.run(trained[0], workdir)["changed"] == {}
+    assert f"{json.loads(own)['final']['asd']:11.2f}" in capsys.readouterr().out
+    assert (workdir / "eval" / "validation" / "metrics.json").read_bytes() == own
 
 
 @pytest.mark.parametrize("held_out", ["validation", "holdout"])

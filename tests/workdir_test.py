@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from tprnet_jax import evaluate, predict, train
+from tprnet_jax.data import scene
+from tprnet_jax.data.images import write_png
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.workdir import check_same_run, only_run
+from tprnet_jax.workdir import check_same_run, only_run, write_config
 
 HOLD = """
 import sys
@@ -68,3 +70,44 @@ def test_a_field_that_a_run_was_started_without_had_its_default(trained, tmp_pat
     config.train.ema = 0.9
     with pytest.raises(UserError, match=r"config\.train\.ema is 0\.9, not 0\.0 as the run"):
         check_same_run(config, workdir)
+
+
+def test_another_fold_with_images_that_were_trained_on_is_refused(trained, tmp_path):
+    """Five images, five folds: what validates in one was trained on in every other."""
+    workdir, source = tmp_path / "run", tmp_path / "own"
+    for index in range(5):
+        for folder, array in zip(("images", "masks"), scene.draw(0, index, 32), strict=True):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+            write_png(source / folder / f"{index}.png", array)
+    shutil.copytree(trained[1], workdir)
+    config = trained[0].copy_and_resolve_references()
+    config.data.name, config.data.source = "folder", str(source)
+    write_config(config, workdir)
+    assert evaluate.run(config, workdir)["images"] == 1
+    config.data.folder.fold = 1
+    with pytest.raises(UserError, match=r"1 of the 1 .*set data\.folder\.fold as in the training"):
+        evaluate.run(config, workdir)
+    config.eval.split = "train"
+    assert evaluate.run(config, workdir)["images"] == 4
+    assert (workdir / "eval" / "train,data.folder.fold=1" / "metrics.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", "{"),
+        ("config.json", "[]"),
+        ("checkpoints/scores.json", '{"3": 0.'),
+        ("metrics.jsonl", '{"step"\n{"step": 6, "split": "train"}\n'),
+        ("metrics.jsonl", "7\n"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(trained, tmp_path, name, content):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    (workdir / name).write_text(content)
+    config = trained[0].copy_and_resolve_references()
+    config.train.epochs = 3
+    with pytest.raises(UserError, match=rf"{workdir / name} (is damaged|has no configuration)"):
+        train.run(config, workdir)
+    assert (workdir / name).read_text() == content

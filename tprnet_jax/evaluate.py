@@ -1,6 +1,7 @@
 """A data set and parameters in; metrics, table and figures out."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,31 +15,35 @@ from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import figures, metrics
 from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
+from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import restore
+from tprnet_jax.workdir import changed, restore, trained_on
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates a run's checkpoint on `config.eval.split` and reports.
 
     Writes `workdir/eval/<split>/metrics.json`, `per_image.csv` and `figures/`, and prints the
-    table.
+    table. With another model or other data than in training, the folder's name says so.
 
     Returns:
         What `metrics.json` has.
 
     Raises:
-        UserError: There is no usable checkpoint or data set.
+        UserError: There is no usable checkpoint or data set, or images to evaluate on were trained
+            on, and `config.eval.split` is not "train".
     """
     cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
+    _check_unseen(config, workdir, source)
     scores = score(cascade, params, source, config.eval.batch)
     result = summary(scores) | {
         "split": config.eval.split,
         "source": config.data.source,
         "checkpoint": config.eval.checkpoint,
         "step": step,
+        "changed": changed(config, workdir),
     }
     folder = result_folder(config, workdir)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,27 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
 def result_folder(config: ConfigDict, workdir: Path) -> Path:
     """Where the results of `config.eval.split` are written."""
-    return workdir / "eval" / config.eval.split
+    fields = changed(config, workdir).items()
+    name = ",".join([config.eval.split, *(f"{field}={value}" for field, value in fields)])
+    return workdir / "eval" / name.replace(os.sep, "_")
+
+
+def _check_unseen(config: ConfigDict, workdir: Path, source) -> None:
+    """Refuses to take for a test what the run was trained on."""
+    before, now = trained_on(config, workdir), config.data
+    if config.eval.split == "train" or before is None or before.to_dict() == now.to_dict():
+        return
+    trained, asked = (
+        {examples[index]["name"].decode() for index in range(len(examples))}
+        for examples in (loader.examples(loader.prepare(before), "train"), source)
+    )
+    if seen := sorted(trained & asked):
+        named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
+        fields = ", ".join(f for f in changed(config, workdir) if f.startswith("data."))
+        raise UserError(
+            f"{len(seen)} of the {len(asked)} images to evaluate on ({named}) were trained on by "
+            f"the run in {workdir}; set {fields} as in the training, or choose other images"
+        )
 
 
 def score(cascade: Cascade, params, source, batch: int) -> Scores:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +17,7 @@ from tprnet_jax.method.step import State, Trainer, initial_state, train_step
 from tprnet_jax.report import tables
 from tprnet_jax.runtime import checkpoints, devices, signals
 from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import read_json
 from tprnet_jax.runtime.progress import NotFinite, Progress, say
 from tprnet_jax.workdir import check_same_run, only_run, write_config
 
@@ -57,7 +57,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if devices.is_first():
         evaluate.run(config, workdir)
     devices.wait_for_all("the evaluation")
-    return json.loads((evaluate.result_folder(config, workdir) / "metrics.json").read_text())
+    return read_json(evaluate.result_folder(config, workdir) / "metrics.json")
 
 
 def make_trainer(
@@ -253,7 +253,7 @@ def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
     path = evaluate.result_folder(config, workdir) / "metrics.json"
     if not path.is_file():
         return None
-    result = json.loads(path.read_text())
+    result = read_json(path)
     step = checkpoints.step_of(manager, config.eval.checkpoint)
     if (result["step"], result["source"]) != (step, config.data.source):
         return None

@@ -8,17 +8,18 @@ import os
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
 import tprnet_jax
-from tprnet_jax.config import default
+from tprnet_jax import config as configuration
 from tprnet_jax.method.cascade import Cascade, param_shapes
 from tprnet_jax.runtime import checkpoints, devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import read_json, write_whole
 
 PACKAGES = (
     "jax",
@@ -37,6 +38,8 @@ NETWORK = ("global_fold", "local_fold", "focal_fold", "guided")
 # What may change from one start of a run to the next; all else decides what its steps mean.
 FREE = (
     "topology",
+    "model.chunk",
+    "train.remat",
     "data.dir",
     "data.source",
     "optim.learning_rate",
@@ -114,7 +117,7 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
 def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, int]:
     """Parameters of the checkpoint that `config.eval` names, and their step.
 
-    Says where the model, or the hold-out to evaluate on, differs from the training's.
+    Says where the model differs from that of the training.
 
     Raises:
         UserError: There is no usable checkpoint, or its networks see something else, see `NETWORK`.
@@ -127,11 +130,40 @@ def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, 
                 "use the --config of that run or another --workdir"
             )
     restored = checkpoints.restore_params(workdir, config.eval.checkpoint, param_shapes(cascade))
-    parts = ("model.", "data.holdout") if config.eval.split == "holdout" else ("model.",)
     for field, stored, given in differences:
-        if field.startswith(parts):
+        if field.startswith("model.") and not field.startswith(FREE):
             logging.warning("config.%s is %s, but was %s in training", field, given, stored)
     return restored
+
+
+def changed(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """What of the model and the data differs from what the run was started with, but for paths.
+
+    A folder of other images is other data; where ARCADE lies does not matter.
+    """
+    free = tuple(field for field in FREE if field != "data.source" or config.data.name != "folder")
+    parts = ("model.", "data.")
+    differences = [d for d in _differences(config, workdir) if d[0].startswith(parts)]
+    return {field: given for field, _, given in differences if not field.startswith(free)}
+
+
+def trained_on(config: ConfigDict, workdir: Path) -> ConfigDict | None:
+    """`config.data` as the run in the workdir had it, where it names images of the same data set.
+
+    Returns:
+        None if the run is not known, or had other images.
+    """
+    path, now = workdir / "config.json", config.data
+    if not path.is_file():
+        return None
+    before = configuration.default().data
+    known = _flat(before.to_dict())
+    stored = {f: v for f, v in _flat(_stored(path)["data"]).items() if f in known}
+    before.update_from_flattened_dict(stored)
+    if before.name != now.name or (now.name == "folder" and before.source != now.source):
+        return None
+    before.source, before.dir = now.source, now.dir
+    return before
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
@@ -139,12 +171,19 @@ def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
     if not path.is_file():
         return []
     # What a run was started without, it had as the default.
-    before = json.loads(json.dumps(default().to_dict()))
-    stored = _flat(before) | _flat(json.loads(path.read_text())["config"])
+    before = json.loads(json.dumps(configuration.default().to_dict()))
+    stored = _flat(before) | _flat(_stored(path))
     given = _flat(json.loads(json.dumps(config.to_dict())))
     return [
         (field, stored[field], given[field]) for field in given if stored[field] != given[field]
     ]
+
+
+def _stored(path: Path) -> dict:
+    stored = read_json(path)
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+        raise UserError(f"{path} has no configuration; bring back a copy, or start anew elsewhere")
+    return stored["config"]
 
 
 def _flat(fields: dict, prefix: str = "") -> dict:

@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import read_json, write_whole
 
 Manager = ocp.CheckpointManager
 KEEP = 2  # Newest checkpoints kept, so that one is left if the other is damaged.
@@ -118,7 +118,7 @@ def _best(folder: Path, steps: Sequence[int]) -> int | None:
 
 def _scores(folder: Path) -> dict[str, float]:
     path = folder / "scores.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 # ---- Saving --------------------------------------------------------------------------------------

@@ -1,7 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and read with a sentence for what is wrong."""
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from tprnet_jax.runtime.errors import UserError
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
@@ -23,3 +27,17 @@ def write_whole(path: str | os.PathLike, content: bytes | str) -> None:
         raise OSError(error.errno, error.strerror, str(target)) from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file of a run holds.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); bring back a copy, or choose another --workdir"
+        ) from error

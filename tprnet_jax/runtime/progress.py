@@ -154,14 +154,19 @@ def open_log(path: Path, start: int, scored: bool) -> TextIO:
     if not devices.is_first():
         return open(os.devnull, "w")
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    write_whole(path, "".join(line for line in lines if _is_before(line, start, scored)))
+    if lines and not lines[-1].endswith("\n"):  # Cut off when the run was stopped.
+        lines.pop()
+    try:
+        before = [line for line in lines if _is_before(json.loads(line), start, scored)]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove the lines that are not whole, or the file"
+        ) from error
+    write_whole(path, "".join(before))
     return path.open("a")
 
 
-def _is_before(line: str, start: int, scored: bool) -> bool:
-    if not line.endswith("\n"):  # Cut off when the run was stopped.
-        return False
-    record = json.loads(line)
+def _is_before(record: dict, start: int, scored: bool) -> bool:
     # An evaluation after step n is logged as n, training in step n too.
     return record["step"] < start + (scored and record["split"] != "train")
 
