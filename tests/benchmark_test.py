@@ -1,14 +1,20 @@
+import dataclasses
 import functools
 import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 from tprnet_jax import benchmark
 from tprnet_jax import config as configuration
-from tprnet_jax.method import topology
+from tprnet_jax.method import step, topology
+from tprnet_jax.method.cascade import TOPOLOGIES
+from tprnet_jax.method.step import Trainer, initial_state
+from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
+from tprnet_jax.report import tables
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -21,8 +27,10 @@ def config(trained):
     return config
 
 
-@pytest.fixture(scope="module")
-def result(config, tmp_path_factory):
+@pytest.fixture(scope="module", params=["host", "device"])
+def result(request, config, tmp_path_factory):
+    config = config.copy_and_resolve_references()
+    config.topology = request.param
     workdir = tmp_path_factory.mktemp("benchmark") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(peer, "Peer", lambda cascade, compiled: _Peer(lambda: 1.0))
@@ -68,8 +76,8 @@ def test_the_ratios_are_of_medians(monkeypatch):
     monkeypatch.setattr(benchmark, "_seconds", lambda call: seconds("ours"))
     kinds = ("ours", "eager", "compiled")
     peers = {kind: _Peer(functools.partial(seconds, kind)) for kind in kinds[1:]}
-    subject = benchmark.Subject(None, None, None, repeats=3)
-    batch = benchmark.Batch(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)))
+    subject = ours.Subject(None, None, None, repeats=3)
+    batch = ours.Batch(np.zeros((2, 8, 8, 1)), np.zeros((2, 8, 8, 1)))
     found = benchmark._beside(subject, "inference", None, peers, batch)
     assert found == {
         "peer": {"eager": 1.0, "compiled": 2.0},
@@ -109,6 +117,51 @@ def test_the_patches_are_those_of_the_true_masks(config, result):
     assert result["inference"]["patches_per_image"] == np.mean(counts)
 
 
+@pytest.fixture(scope="module")
+def subject(plain_trainer):
+    state = initial_state(plain_trainer, 0)
+    return ours.Subject(plain_trainer.cascade, state, lambda batch: plain_trainer, repeats=1)
+
+
+@pytest.fixture(scope="module")
+def plain_trainer(tiny):
+    return Trainer(tiny, optax.identity(), lambda step: 0.0, clip_norm=1e9)
+
+
+@pytest.fixture(scope="module")
+def line(tiny_images):
+    """A vessel in a corner of the first image, and none in the second."""
+    masks = np.zeros((2, 25, 22, 1), np.uint8)
+    masks[0, 12, 4:18] = 255
+    return ours.Batch(tiny_images, masks)
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_patches_lie_on_the_true_vessels(subject, line, topology):
+    cascade = dataclasses.replace(subject.cascade, topology=topology)
+    (masks,) = ours.segment(subject._replace(cascade=cascade), [line])
+    np.testing.assert_array_equal(masks["final"][1], masks["global_local"][1])
+    changed = masks["final"][0] != masks["global_local"][0]
+    assert changed[8:17].any()
+    assert not changed[:8].any()  # A patch of 8 pixels reaches no farther from row 12.
+    assert not changed[17:].any()
+
+
+def test_training_takes_the_patches_of_the_true_vessels(subject, plain_trainer, line, monkeypatch):
+    counts, sample = [], step.patches_for_devices
+
+    def count(*arguments, **fields):
+        patches, number = sample(*arguments, **fields)
+        counts.append(number)
+        return patches, number
+
+    monkeypatch.setattr(step, "patches_for_devices", count)
+    ours.train(subject, [line])
+    assert counts == [1]  # Of 14 pixels, 8 to a patch; the networks find more.
+    step.train_step(plain_trainer, subject.state, *line, with_focal=True)
+    assert counts[1] > 1
+
+
 def test_operations_are_those_of_the_published_networks():
     """GFLOP of GlobalNet, LocalNet and FocalNet: 117.6, 89.1 and 1.10 a patch."""
     cascade = configuration.cascade(configuration.default())
@@ -120,7 +173,7 @@ def test_operations_are_those_of_the_published_networks():
 
 
 def test_the_table_has_every_figure(result):
-    lines = benchmark.table(result).splitlines()
+    lines = tables.of_speed(result).splitlines()
     assert lines[0].endswith("float32; phantom, validation")
     assert sum(line.startswith(("batch 1 ", "batch 2 ", "side 32 ")) for line in lines) == 6
     assert f"ours is {result['training']['ratio_to_peer']:.2f} and " in lines[-1]
@@ -138,8 +191,8 @@ def test_without_data_there_are_phantoms(config):
 
 def test_a_clock_gives_each_stage_its_time(monkeypatch):
     times = iter([10.0, 11.0, 13.0, 16.0])
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: next(times))
-    clock = benchmark._Clock()
+    monkeypatch.setattr(ours.time, "perf_counter", lambda: next(times))
+    clock = ours.Clock()
     assert [clock.watch(stage, stage) for stage in "aba"] == ["a", "b", "a"]
     assert clock.seconds == {"a": 4.0, "b": 2.0}
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
@@ -36,25 +35,6 @@ def test_masks_are_where_the_probability_exceeds_one_half(
             assert not mask.all()
 
 
-@pytest.mark.parametrize("topology", cascade.TOPOLOGIES)
-def test_patches_lie_on_the_vessels_that_are_given(tiny, tiny_params, batches, topology):
-    """A line in a corner, and none."""
-    images, vessel = batches[0], np.zeros((2, 25, 22), bool)
-    vessel[0, 12, 4:18] = True
-    placed = dataclasses.replace(tiny, topology=topology)
-    (masks,) = inference.segment(placed, tiny_params, [images], [vessel])
-    coarse, seen, (_, corner) = inference._coarse(tiny, tiny_params, images)
-    cut = [v[r : r + 16, c : c + 16] for v, (r, c) in zip(vessel, corner, strict=True)]
-    owner, origin = cascade.sample_patches(tiny, np.stack(cut), corner, (25, 22))
-    canvas = np.zeros((2, 25, 22, 3), np.float32)
-    for patches in cascade.chunks(tiny.chunk, owner, origin, 2):
-        canvas = inference._focal(tiny, tiny_params, seen, canvas, patches)
-    logits = jax.jit(cascade.refine, static_argnums=0)(tiny, coarse, canvas)
-    np.testing.assert_array_equal(masks["final"], cascade.is_vessel(logits["final"]))
-    np.testing.assert_array_equal(masks["final"][1], masks["global_local"][1])
-    assert (masks["final"][0] != masks["global_local"][0]).any()
-
-
 def test_a_batch_is_given_out_after_two_more_have_begun(tiny, tiny_params, batches):
     drawn = []
 
@@ -76,9 +56,11 @@ def test_a_mistake_of_the_host_stage_reaches_the_caller(tiny, tiny_params, batch
         list(inference.segment(tiny, tiny_params, batches))
 
 
-def test_only_bits_leave_the_device(tiny, tiny_params, batches):
+def test_only_bits_leave_the_device(tiny):
     """Masks of 22 columns are three bytes wide."""
-    coarse, _, _ = inference._coarse(tiny, tiny_params, batches[0])
-    canvas = jax.numpy.zeros((2, 25, 22, 3))
-    bits = inference._bits(tiny, coarse, canvas)
-    assert (bits.shape, bits.dtype) == ((3, 2, 25, 3), np.uint8)
+    logits = np.zeros((2, 25, 22, 2), np.float32)
+    logits[..., 0, 1] = logits[..., 9, 1] = 1
+    coarse = cascade.Coarse(logits, None, None)
+    bits = inference.bits(dataclasses.replace(tiny, local_net=None, focal_net=None), coarse, None)
+    assert (bits.shape, bits.dtype) == ((2, 2, 25, 3), np.uint8)
+    np.testing.assert_array_equal(np.unique(bits.reshape(-1, 3), axis=0), [[128, 64, 0]])

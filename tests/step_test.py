@@ -207,17 +207,6 @@ def test_the_device_finds_the_patches_of_the_host(plain, tiny_params, tiny_image
     _assert_same_step(train_step(placed, *batch), train_step(plain, *batch))
 
 
-def test_patches_of_the_true_masks(plain, tiny_params, tiny_images, masks):
-    batch = _state(plain, tiny_params), tiny_images, masks, True
-    _, scalars = train_step(plain._replace(from_truth=True), *batch)
-    _, _, (_, corner) = inference._coarse(plain.cascade, tiny_params, tiny_images)
-    pairs = zip(masks[..., 0] > 127, corner, strict=True)
-    cut = np.stack([mask[r : r + 16, c : c + 16] for mask, (r, c) in pairs])
-    owner, _ = cascade.sample_patches(plain.cascade, cut, corner, (25, 22))
-    assert scalars["patches"] == len(owner)
-    assert scalars["patches"] != train_step(plain, *batch)[1]["patches"]
-
-
 def test_a_guided_step_follows_the_gradient_of_the_whole(plain, tiny_images, masks):
     """The whole in one function, its coordinates and guidance constants."""
     guided = dataclasses.replace(plain.cascade, guided=True, chunk=20)

@@ -7,7 +7,6 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import jax
@@ -18,10 +17,13 @@ from ml_collections import ConfigDict
 from tprnet_jax import config as configuration
 from tprnet_jax import train
 from tprnet_jax.data import arcade, loader, scene
-from tprnet_jax.method import inference, topology
+from tprnet_jax.method import topology
 from tprnet_jax.method.cascade import Cascade, to_unit
-from tprnet_jax.method.step import State, Trainer, initial_state, train_step
+from tprnet_jax.method.step import Trainer, initial_state
+from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
+from tprnet_jax.peer.ours import Batch, Subject
+from tprnet_jax.report import tables
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
@@ -29,40 +31,6 @@ from tprnet_jax.workdir import NETWORK
 
 PHANTOM_SIDE = 512
 MATRIX, COPIED = 4096, 2**26  # Sides of the product, and numbers to copy, that measure the machine.
-
-
-class Batch(NamedTuple):
-    """What a call is timed with.
-
-    Attributes:
-        images: `(batch, height, width, 1)` uint8.
-        masks: True masks, of the same shape, 0 and 255.
-    """
-
-    images: np.ndarray
-    masks: np.ndarray
-
-    @property
-    def vessel(self) -> np.ndarray:
-        """True masks `(batch, height, width)` bool."""
-        return self.masks[..., 0] > 127
-
-
-class Subject(NamedTuple):
-    """What is timed.
-
-    Attributes:
-        cascade: The networks.
-        state: Random weights, on one device.
-        trainer: By size of batch, on the devices that share it; samples patches on the true
-            centrelines.
-        repeats: Timings that a median is of.
-    """
-
-    cascade: Cascade
-    state: State
-    trainer: Callable[[int], Trainer]
-    repeats: int
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -93,21 +61,21 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     subject = _subject(config)
     machine = _machine(config.model.dtype)
     result = {"device": _device(), "images": source, "dtype": config.model.dtype, **machine}
-    for task, call in (("inference", _segment), ("training", _train)):
+    for task, call in (("inference", _segment), ("training", ours.train)):
         result[task] = _task(subject, task, call, everything, sizes, settings.sides)
         _against_machine(result[task], cascade, everything, machine)
         if peers:
             result[task] |= _beside(subject, task, call, peers, everything)
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "benchmark.json", json.dumps(result, indent=2) + "\n")
-    print(table(result))
+    print(tables.of_speed(result))
     return result
 
 
 def _subject(config: ConfigDict) -> Subject:
     @functools.cache  # A new trainer would be compiled anew.
     def trainer(batch: int) -> Trainer:
-        return train.make_trainer(config, 1, devices.mesh(batch))._replace(from_truth=True)
+        return train.make_trainer(config, 1, devices.mesh(batch))
 
     cascade, state = configuration.cascade(config), initial_state(trainer(1), config.seed)
     return Subject(cascade, state, trainer, config.benchmark.repeats)
@@ -194,21 +162,9 @@ def _median(call: Callable, repeats: int) -> float:
     return statistics.median(_seconds(call) for _ in range(repeats))
 
 
-def _segment(subject: Subject, batches: Sequence[Batch], **watch) -> None:
-    vessels = [batch.vessel for batch in batches]
-    images = [batch.images for batch in batches]
-    for _ in inference.segment(subject.cascade, subject.state.params, images, vessels, **watch):
+def _segment(subject: Subject, batches: Sequence[Batch]) -> None:
+    for _ in ours.segment(subject, batches):
         pass
-
-
-def _train(subject: Subject, batches: Sequence[Batch], **watch) -> State:
-    trainer = subject.trainer(len(batches[0].images))
-    state = devices.replicate(trainer.mesh, subject.state)
-    for batch in batches:
-        state, _ = train_step(
-            trainer, state, *batch, with_focal=subject.cascade.focal_net is not None, **watch
-        )
-    return state
 
 
 def _task(subject: Subject, name: str, call, everything: Batch, sizes, sides) -> dict:
@@ -223,16 +179,17 @@ def _task(subject: Subject, name: str, call, everything: Batch, sizes, sides) ->
         _say(f"{name}, {side} x {side}")
         by_side.append({"side": side, **_speed(subject, call, _resized(everything, side))})
     _say(f"{name}, stages")
-    stages = _stages(subject, call, batch)
+    stages = _stages(subject, name, batch)
     whole = {key: batches[-1][key] for key in ("batch", "images_per_second")}
-    return {**whole, "stages": stages, "batches": batches, "sides": by_side}
+    rows = {"batches": batches, "sides": by_side, "peak_bytes": _peak_bytes()}
+    return {**whole, "stages": stages, **rows}
 
 
 def _speed(subject: Subject, call: Callable, batch: Batch) -> dict[str, float]:
     """Of `repeats` batches in a row, so that host and device can work side by side."""
     _seconds(lambda: call(subject, [batch]))
     seconds = _seconds(lambda: call(subject, [batch] * subject.repeats)) / subject.repeats
-    return {"images_per_second": len(batch.images) / seconds, "peak_bytes": _peak_bytes()}
+    return {"images_per_second": len(batch.images) / seconds}
 
 
 def _peak_bytes() -> int:
@@ -253,42 +210,27 @@ def _resized(batch: Batch, side: int) -> Batch:
 # ---- Stages --------------------------------------------------------------------------------------
 
 
-def _stages(subject: Subject, call: Callable, batch: Batch) -> dict[str, float]:
+def _stages(subject: Subject, name: str, batch: Batch) -> dict[str, float]:
     """Seconds an image of each stage, one after another.
 
-    The stages are those of the program; GlobalNet, and the centreline, are timed by themselves and
-    taken off the stages that contain them. The whole takes less than their sum where the host works
-    beside the device.
+    The stages are those of `cascade.forward`; GlobalNet, and the centreline, are timed by
+    themselves and taken off the stages that contain them. The whole takes less than their sum where
+    the host works beside the device.
     """
+    timed = ours.segment_in_turn if name == "inference" else ours.train
     runs = []
     for _ in range(subject.repeats + 1):
-        clock = _Clock()
-        call(subject, [batch], watch=clock.watch)
+        clock = ours.Clock()
+        timed(subject, [batch], clock)
         runs.append(clock.seconds)
     total = {name: statistics.median(run[name] for run in runs[1:]) for name in runs[0]}
     parts = _parts(subject, batch, with_gradient="backward" in total)
     stages = {"global": parts["global"], "local": max(0.0, total.pop("coarse") - parts["global"])}
     if "sampling" in total:
-        stages["transfer"] = total.pop("transfer", parts["transfer"])
+        stages["transfer"] = parts["transfer"]
         stages["centreline"] = parts["centreline"]
         stages["sampling"] = max(0.0, total.pop("sampling") - parts["centreline"])
     return {name: s / len(batch.images) for name, s in (stages | total).items()}
-
-
-class _Clock:
-    """Notes how long after the stage before each stage was done."""
-
-    def __init__(self):
-        self.seconds = {}
-        self.last = time.perf_counter()
-
-    def watch(self, stage: str, result):
-        """Waits for the result of a stage, and returns it."""
-        jax.block_until_ready(result)
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
-        self.last = now
-        return result
 
 
 def _parts(subject: Subject, batch: Batch, with_gradient: bool) -> dict[str, float]:
@@ -323,7 +265,7 @@ class FullSize:
 
     def seconds(self, task: str, images: np.ndarray, masks: np.ndarray) -> float:
         """How long it takes; see `peer.Peer.seconds`."""
-        call = {"inference": _segment, "training": _train}[task]
+        call = {"inference": _segment, "training": ours.train}[task]
         return _seconds(lambda: call(self.subject, [Batch(images, masks)]))
 
 
@@ -358,44 +300,6 @@ def _beside(subject: Subject, task: str, call, peers: dict, batch: Batch) -> dic
     names = {"eager": "peer", "compiled": "compiled_peer", "full size": "full_size"}
     ratios = {f"ratio_to_{names[name]}": ours / speed for name, speed in speeds.items()}
     return {"peer": speeds, **ratios}
-
-
-# ---- The report ----------------------------------------------------------------------------------
-
-
-def table(result: dict) -> str:
-    """The figures of `run`, for people."""
-    peak, copied = result["peak_flops"] / 1e9, result["copy_bytes_per_second"] / 1e9
-    lines = [
-        f"{result['device']}, {result['dtype']}; {result['images']}",
-        f"Machine: {peak:.0f} GFLOP/s (product), {copied:.1f} GB/s (copy)",
-    ]
-    for task in ("inference", "training"):
-        lines += _task_lines(task, result[task])
-    return "\n".join(lines)
-
-
-def _task_lines(name: str, task: dict) -> list[str]:
-    lines = ["", f"{name.capitalize():12}{'images/s':>12}{'peak GiB':>12}"]
-    rows = [(f"batch {row['batch']}", row) for row in task["batches"]]
-    rows += [(f"side {row['side']}", row) for row in task["sides"]]
-    for label, row in rows:
-        lines.append(f"{label:12}{row['images_per_second']:12.3f}{row['peak_bytes'] / 2**30:12.1f}")
-    lines.append(
-        f"{task['flops_per_second'] / 1e9:.0f} GFLOP/s, {task['share_of_peak']:.0%} of the "
-        f"product's; {task['patches_per_image']:.1f} patches an image"
-    )
-    stages = ", ".join(f"{stage} {1e3 * s:.1f}" for stage, s in task["stages"].items())
-    lines.append(f"Stages one after another, ms an image: {stages}")
-    if "peer" in task:
-        peers = ", ".join(f"{kind} {task['peer'][kind]:.3f}" for kind in ("eager", "compiled"))
-        lines.append(
-            f"PyTorch, images/s: {peers}; ours is {task['ratio_to_peer']:.2f} and "
-            f"{task['ratio_to_compiled_peer']:.2f} times as fast"
-        )
-    if "ratio_to_full_size" in task:
-        lines.append(f"{task['ratio_to_full_size']:.2f} times as fast as at the paper's sizes")
-    return lines
 
 
 def _say(what: str) -> None:

@@ -12,8 +12,8 @@ number of patches ever changes a shape.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Generator, Iterator
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +103,18 @@ class Cascade:
         return min(self.patch, image[0]), min(self.patch, image[1])
 
 
+class ToSample(NamedTuple):
+    """What the topology stage takes.
+
+    Attributes:
+        vessel: `(batch, *region)` bool, the mask whose centreline is sampled.
+        origin: `(batch, 2)` int32, the origin of that region in each image.
+    """
+
+    vessel: jax.Array
+    origin: jax.Array
+
+
 class Coarse(NamedTuple):
     """What GlobalNet and LocalNet give.
 
@@ -115,6 +127,55 @@ class Coarse(NamedTuple):
     global_logits: jax.Array
     local_logits: jax.Array | None
     origin: jax.Array | None
+
+
+class Stages(Protocol):
+    """How the stages of `forward` are computed: for masks, for the gradient, or in one program."""
+
+    def coarse(self, images: jax.Array) -> tuple[Coarse, jax.Array | None, ToSample | None]:
+        """GlobalNet, the window and LocalNet: M1, M2, what FocalNet sees, what is to be sampled."""
+
+    def focal(self, seen: jax.Array, patches) -> Any:
+        """FocalNet on the patches: M3, laid together as M4."""
+
+    def refine(self, coarse: Coarse, laid) -> Any:
+        """The refinement, and what is wanted of it."""
+
+
+def forward(stages: Stages, images: jax.Array) -> Generator[ToSample, Any, Any]:
+    """TPRNet, stage after stage (Fig. 1).
+
+    A generator, so that whoever runs it can do other work while the topology stage is on the host:
+    it yields the mask to sample, is sent the patches on its centreline, and returns what the
+    refinement gives. `run` runs it to its end.
+
+    Args:
+        stages: How each is computed.
+        images: `(batch, height, width, 1)`.
+    """
+    coarse, seen, to_sample = stages.coarse(images)
+    if to_sample is None:  # Without FocalNet.
+        return stages.refine(coarse, None)
+    patches = yield to_sample
+    return stages.refine(coarse, stages.focal(seen, patches))
+
+
+def run(steps: Generator, topology_stage: Callable[[ToSample], Any]) -> Any:
+    """Runs `forward` to its end, the topology stage in its turn."""
+    try:
+        to_sample = next(steps)
+    except StopIteration as end:  # Without FocalNet.
+        return end.value
+    return finish(steps, topology_stage(to_sample))
+
+
+def finish(steps: Generator, patches: Any) -> Any:
+    """Runs the rest of `forward`, which waits for the patches."""
+    try:
+        steps.send(patches)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("the cascade has asked for patches twice")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -202,18 +263,14 @@ def is_vessel(logits: jax.Array) -> jax.Array:
     return logits[..., 1] > logits[..., 0]
 
 
-def sampling_mask(cascade: Cascade, coarse: Coarse) -> tuple[jax.Array, jax.Array]:
-    """Vessel mask that the topology stage takes the centreline from, by M1 and M2 together.
-
-    Returns:
-        The mask `(batch, *region)` bool, and `(batch, 2)` the origin of that region in each image.
-    """
+def sampling_mask(cascade: Cascade, coarse: Coarse) -> ToSample:
+    """Vessel mask that the topology stage takes the centreline from, by M1 and M2 together."""
     if cascade.centreline_region == "image":
-        return is_vessel(_global_local(coarse)), jnp.zeros_like(coarse.origin)
+        return ToSample(is_vessel(_global_local(coarse)), jnp.zeros_like(coarse.origin))
     global_window = windows.crop(
         coarse.global_logits, coarse.origin, coarse.local_logits.shape[1:3]
     )
-    return is_vessel(global_window + coarse.local_logits), coarse.origin
+    return ToSample(is_vessel(global_window + coarse.local_logits), coarse.origin)
 
 
 def sample_patches(

@@ -2,9 +2,9 @@
 
 import functools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import groupby, islice, repeat
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from itertools import groupby, islice
 from typing import NamedTuple
 
 import jax
@@ -14,26 +14,37 @@ import numpy as np
 from tprnet_jax.method import windows
 from tprnet_jax.method.cascade import (
     Cascade,
-    Coarse,
+    ToSample,
     chunks,
     coarse_logits,
+    finish,
     focal_input,
     focal_logits,
+    forward,
     is_vessel,
     lay,
     network_input,
     patches_on_device,
     refine,
+    run,
     sample_patches,
     sampling_mask,
 )
 from tprnet_jax.method.windows import Patches
 
 
-def unwatched(stage: str, result):
-    """Nobody times the stages: returns the result."""
-    del stage
-    return result
+class Job(NamedTuple):
+    """A batch to run.
+
+    Attributes:
+        steps: Its `forward`.
+        topology_stage: What that waits for.
+        width: Of an image, pixels.
+    """
+
+    steps: Generator
+    topology_stage: Callable[[ToSample], Iterable[Patches]]
+    width: int
 
 
 def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.ndarray]:
@@ -47,18 +58,14 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
     Returns:
         Foreground probability `(batch, height, width)` float32 of each stage, in their order.
     """
-    with ThreadPoolExecutor(1) as host:
-        logits = _finish(cascade, params, _begin(cascade, params, images, None, host))
-    probabilities = jax.device_get(_probabilities(cascade, *logits))
+    steps = forward(Jitted(cascade, params, _probabilities), jnp.asarray(images))
+    stage = functools.partial(patches_on_host, cascade, image=images.shape[1:3])
+    probabilities = jax.device_get(run(steps, stage))
     return {stage: probabilities[stage] for stage in cascade.stages}
 
 
 def segment(
-    cascade: Cascade,
-    params: dict,
-    batches: Iterable[np.ndarray],
-    vessels: Iterable[np.ndarray | None] = repeat(None),
-    watch: Callable = unwatched,
+    cascade: Cascade, params: dict, batches: Iterable[np.ndarray]
 ) -> Iterator[dict[str, np.ndarray]]:
     """Runs the whole cascade on batch after batch.
 
@@ -69,22 +76,32 @@ def segment(
         cascade: The networks.
         params: Parameters by branch.
         batches: Images, each batch as for `predict`; a new size of batch or image compiles.
-        vessels: Masks `(batch, height, width)` bool to take the centrelines from in place of what
-            the networks find, for benchmarks of untrained ones.
-        watch: Called with the name of each stage and what it gave, which it returns.
 
     Yields:
         Mask `(batch, height, width)` bool of each stage, in their order: where the foreground
         probability exceeds 0.5.
     """
-    pairs = zip(batches, vessels, strict=False)
     if cascade.topology == "device":
-        sent = (_send(whole(cascade, params, *pair), pair[0]) for pair in pairs)
+        sent = ((whole(cascade, params, images), images.shape[2]) for images in batches)
     else:
-        sent = _beside_the_host(cascade, params, pairs, watch)
+        stages = Jitted(cascade, params, bits)
+        sent = beside_the_host(
+            Job(
+                forward(stages, jnp.asarray(images)),
+                functools.partial(patches_on_host, cascade, image=images.shape[1:3]),
+                images.shape[2],
+            )
+            for images in batches
+        )
+    yield from unpacked(cascade, sent)
+
+
+def unpacked(
+    cascade: Cascade, sent: Iterable[tuple[jax.Array, int]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Bits of masks, and the width of an image, as masks of each stage; one batch behind."""
     for bits, width in _one_behind(sent):
         masks = np.unpackbits(np.asarray(bits), axis=-1, count=width).astype(bool)
-        watch("fusion", masks)
         yield dict(zip(cascade.stages, masks, strict=True))
 
 
@@ -121,18 +138,29 @@ def _of_one_size(examples: Iterable[dict], most: int) -> Iterator[list[dict]]:
             yield some
 
 
-def _beside_the_host(cascade, params, pairs, watch) -> Iterator[tuple[jax.Array, int]]:
+def beside_the_host(jobs: Iterable[Job]) -> Iterator[tuple[jax.Array, int]]:
+    """Runs batch after batch, the topology stage of one beside the networks of another.
+
+    Yields:
+        What the refinement gives, on its way to the host, and the width of an image.
+    """
     with ThreadPoolExecutor(1) as host:
-        begun = (_begin(cascade, params, *pair, host, watch) for pair in pairs)
-        for batch in _one_behind(begun):
-            bits = _bits(cascade, *_finish(cascade, params, batch, watch))
-            yield _send(bits, batch.images)
+        begun = ((_begin(job, host), job.width) for job in jobs)
+        for rest, width in _one_behind(begun):
+            bits = rest()
+            bits.copy_to_host_async()
+            yield bits, width
 
 
-def _send(bits: jax.Array, images) -> tuple[jax.Array, int]:
-    """The bits, on their way to the host, and the width of an image."""
-    bits.copy_to_host_async()
-    return bits, images.shape[2]
+def _begin(job: Job, host: Executor) -> Callable:
+    """Runs the networks before the topology stage, and hands that to the host; returns the rest."""
+    try:
+        to_sample = next(job.steps)
+    except StopIteration as end:  # Without FocalNet.
+        result = end.value
+        return lambda: result
+    patches = host.submit(job.topology_stage, to_sample)
+    return lambda: finish(job.steps, patches.result())
 
 
 def _one_behind(items: Iterable) -> Iterator:
@@ -145,92 +173,79 @@ def _one_behind(items: Iterable) -> Iterator:
     yield from waiting
 
 
-class _Batch(NamedTuple):
-    """A batch under way.
+class Jitted(NamedTuple):
+    """The stages, each one program.
 
     Attributes:
-        images: On the device.
-        coarse: Logits of Global and Local.
-        seen: What the patches are cut from; None without FocalNet.
-        patches: What the topology stage will return; None without FocalNet.
+        cascade: The networks.
+        params: Parameters by branch.
+        output: What is wanted of the logits, such as `bits`.
     """
 
-    images: jax.Array
-    coarse: Coarse
-    seen: jax.Array | None
-    patches: Future | None
+    cascade: Cascade
+    params: dict
+    output: Callable
+
+    def coarse(self, images: jax.Array):
+        """See `cascade.Stages`, as for the others."""
+        return _coarse(self.cascade, self.params, images)
+
+    def focal(self, seen: jax.Array, patches: Iterable[Patches]) -> jax.Array:
+        """Chunk after chunk."""
+        canvas = windows.empty_canvas(len(seen), seen.shape[1:3], channels=2)
+        for chunk in patches:
+            canvas = _focal(self.cascade, self.params, seen, canvas, chunk)
+        return canvas
+
+    def refine(self, coarse, canvas):
+        """The output."""
+        return self.output(self.cascade, coarse, canvas)
 
 
-def _begin(cascade, params, images, vessel, host: Executor, watch=unwatched) -> _Batch:
-    images = jnp.asarray(images)
-    coarse, seen, to_sample = watch("coarse", _coarse(cascade, params, images))
-    if to_sample is None:
-        return _Batch(images, coarse, None, None)
-    patches = host.submit(_host_stage, cascade, to_sample, images.shape[1:3], vessel, watch)
-    return _Batch(images, coarse, seen, patches)
+def patches_on_host(
+    cascade: Cascade, to_sample: ToSample, image: tuple[int, int]
+) -> Iterator[Patches]:
+    """The topology stage for images of this height and width: chunks of patches."""
+    found = jax.device_get(to_sample)
+    owner, origin = sample_patches(cascade, *found, tuple(image))
+    return chunks(cascade.chunk, owner, origin, len(found.vessel))
 
 
-def _host_stage(cascade: Cascade, to_sample, image: tuple[int, int], vessel, watch):
-    found, corner = watch("transfer", jax.device_get(to_sample))
-    if vessel is not None:
-        found = _cut_out(vessel, corner, found.shape[1:])
-    return watch("sampling", sample_patches(cascade, found, corner, image))
+class OneProgram(Jitted):
+    """The stages inside one program, the topology stage among them."""
 
+    def focal(self, seen: jax.Array, patches: tuple[Patches, jax.Array]) -> jax.Array:
+        """Chunk after chunk, as many as there are patches."""
+        cascade, (all_patches, count) = self.cascade, patches
+        batch, *image, _ = seen.shape
+        missing = -len(all_patches.owner) % cascade.chunk
+        owner = jnp.pad(all_patches.owner, (0, missing), constant_values=batch)
+        slots = Patches(owner, jnp.pad(all_patches.origin, ((0, missing), (0, 0))))
 
-def _cut_out(masks: np.ndarray, corners: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    cut = zip(masks, corners, strict=True)
-    return np.stack([mask[r : r + size[0], c : c + size[1]] for mask, (r, c) in cut])
+        def lay_chunk(state):
+            start, canvas = state
+            some = [jax.lax.dynamic_slice_in_dim(array, start, cascade.chunk) for array in slots]
+            canvas = _focal(cascade, self.params, seen, canvas, Patches(*some))
+            return start + cascade.chunk, canvas
 
-
-def _finish(cascade, params, batch: _Batch, watch=unwatched) -> tuple[Coarse, jax.Array | None]:
-    """Logits of Global and Local, and the canvas of the patches."""
-    if batch.patches is None:
-        return batch.coarse, None
-    size, *image, _ = batch.images.shape
-    canvas = windows.empty_canvas(size, tuple(image), channels=2)
-    for patches in chunks(cascade.chunk, *batch.patches.result(), size):
-        canvas = _focal(cascade, params, batch.seen, canvas, patches)
-    return batch.coarse, watch("focal", canvas)
+        state = jnp.int32(0), windows.empty_canvas(batch, tuple(image), channels=2)
+        return jax.lax.while_loop(lambda state: state[0] < count, lay_chunk, state)[1]
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def whole(cascade: Cascade, params, images: jax.Array, vessel: jax.Array | None) -> jax.Array:
+def whole(cascade: Cascade, params: dict, images: jax.Array) -> jax.Array:
     """The whole cascade as one program, the topology stage on the device.
 
     Args:
         cascade: The networks.
         params: Parameters by branch.
         images: As for `predict`.
-        vessel: As an item of `segment`'s `vessels`.
 
     Returns:
-        Masks `(stages, batch, height, ceil(width / 8))` uint8, eight pixels a byte.
+        As `bits`.
     """
-    coarse, seen, to_sample = _coarse(cascade, params, images)
-    if to_sample is None:
-        return _bits(cascade, coarse, None)
-    found, corner = to_sample
-    if vessel is not None:
-        found = windows.crop(vessel[..., None], corner, found.shape[1:])[..., 0]
-    patches, count = patches_on_device(cascade, found, corner, images.shape[1:3])
-    return _bits(cascade, coarse, _all_patches(cascade, params, seen, patches, count))
-
-
-def _all_patches(cascade: Cascade, params, seen, patches: Patches, count) -> jax.Array:
-    batch, *image, _ = seen.shape
-    missing = -len(patches.owner) % cascade.chunk
-    owner = jnp.pad(patches.owner, (0, missing), constant_values=batch)
-    patches = Patches(owner, jnp.pad(patches.origin, ((0, missing), (0, 0))))
-
-    def lay_chunk(state):
-        start, canvas = state
-        some = [jax.lax.dynamic_slice_in_dim(array, start, cascade.chunk) for array in patches]
-        canvas = _focal(cascade, params, seen, canvas, Patches(*some))
-        return start + cascade.chunk, canvas
-
-    canvas = windows.empty_canvas(batch, tuple(image), channels=2)
-    state = jnp.int32(0), canvas
-    return jax.lax.while_loop(lambda state: state[0] < count, lay_chunk, state)[1]
+    stage = functools.partial(patches_on_device, cascade, image=images.shape[1:3])
+    return run(forward(OneProgram(cascade, params, bits), images), lambda found: stage(*found))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -255,8 +270,8 @@ def _probabilities(cascade, coarse, canvas):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _bits(cascade, coarse, canvas):
-    """Masks `(stages, batch, height, ceil(width / 8))` uint8."""
+def bits(cascade: Cascade, coarse, canvas: jax.Array | None) -> jax.Array:
+    """Masks `(stages, batch, height, ceil(width / 8))` uint8, eight pixels a byte."""
     logits = refine(cascade, coarse, canvas)
     masks = jnp.stack([is_vessel(logits[stage]) for stage in cascade.stages])
     return jnp.packbits(masks, axis=-1)

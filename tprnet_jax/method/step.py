@@ -1,12 +1,12 @@
-"""One training step: forward, host stage and backward as separate jitted calls.
+"""One training step: `cascade.forward` with a way back, the backward pass, the update.
 
-GlobalNet and LocalNet run forward once. The pullback that `jax.vjp` returns inside a jitted
-function is a pytree, so it leaves the device call, waits while the host places the patches, and
-enters the backward call. The coordinates of window and patches are constants to the gradient.
+Each stage is a jitted call. The pullback that `jax.vjp` returns inside a jitted function is a
+pytree, so it leaves the device call, waits while the host places the patches, and enters the
+backward call. The coordinates of window and patches are constants to the gradient.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,19 +18,21 @@ from tprnet_jax.method import augment, losses, windows
 from tprnet_jax.method.cascade import (
     Cascade,
     Coarse,
+    ToSample,
     chunks,
     coarse_logits,
     focal_input,
     focal_logits,
+    forward,
     init,
     lay,
     network_input,
     refine,
+    run,
     sample_patches,
     sampling_mask,
     to_unit,
 )
-from tprnet_jax.method.inference import unwatched
 from tprnet_jax.method.windows import Patches
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.devices import EVERYWHERE, ROWS
@@ -50,8 +52,6 @@ class Trainer(NamedTuple):
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
         seed: Of the augmentation.
-        from_truth: Whether the centrelines are those of the true masks in place of what the
-            networks find, for benchmarks of untrained ones.
     """
 
     cascade: Cascade
@@ -64,7 +64,6 @@ class Trainer(NamedTuple):
     mesh: jax.sharding.Mesh | None = None
     augmentation: augment.Settings = augment.Settings()
     seed: int = 0
-    from_truth: bool = False
 
     @property
     def shares(self) -> tuple[int, int]:
@@ -129,7 +128,6 @@ def train_step(
     masks: np.ndarray,
     with_focal: bool,
     samples: tuple[np.ndarray, np.ndarray] | None = None,
-    watch: Callable = unwatched,
 ) -> tuple[State, dict[str, jax.Array]]:
     """Takes one step.
 
@@ -142,27 +140,24 @@ def train_step(
         with_focal: Whether FocalNet takes part.
         samples: Epoch and index of each image, `(batch,)` int32, which decide what the augmentation
             does to it; None for no augmentation.
-        watch: Called with the name of each stage and what it gave, which it returns.
 
     Returns:
         The state after the step and scalars: "loss", each of its terms, "gradient_norm",
         "learning_rate", "skipped" (see `State`) and "patches" (their number). Where the loss or
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
-    images, masks = _batch(trainer, images, masks, samples)
-    forward = watch("coarse", _forward(trainer, state.params, images))
-    focal = _focal(trainer, state.params, masks, forward, watch) if with_focal else None
-    laid, count = (None, 0) if focal is None else (focal.laid, focal.count)
-    objective = _objective(trainer, forward.logits, laid, np.float32(max(count, 1)), masks)
-    terms, gradients = watch("fusion", objective)
-    backward = _backward(trainer, state.params, forward.pullback, gradients, focal)
-    gradients = watch("backward", backward)
-    state, scalars = watch("update", _update(trainer, state, gradients, terms["loss"]))
-    return state, {**terms, **scalars, "patches": np.int32(count)}
+    images, masks = on_devices(trainer, images, masks, samples)
+    tape = Tape(trainer, state.params, masks, with_focal)
+    stage = functools.partial(patches_for_devices, trainer, image=images.shape[1:3])
+    terms, gradients = run(forward(tape, images), stage)
+    state, scalars = update(trainer, state, tape.backward(gradients), terms["loss"])
+    return state, {**terms, **scalars, "patches": np.int32(tape.count)}
 
 
-def _batch(trainer: Trainer, images, masks, samples) -> tuple[jax.Array, jax.Array]:
-    """Images and masks on the devices, augmented."""
+def on_devices(
+    trainer: Trainer, images, masks, samples: tuple | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Images and masks on the devices, augmented; see `train_step`."""
     batch = devices.shard(trainer.mesh, (images, masks))
     if samples is None or not augment.happens(trainer.augmentation):
         return batch
@@ -179,14 +174,16 @@ def _augment(trainer: Trainer, images, masks, epoch, index):
     return devices.on_each(trainer.mesh, change, ROWS, ROWS)(images, masks, epoch, index)
 
 
-def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Iterator[Patches], int]:
-    """The host stage for this process's images: chunks for all devices, and how many patches.
+def patches_for_devices(
+    trainer: Trainer, to_sample: ToSample, image: tuple[int, int]
+) -> tuple[list[Patches], int]:
+    """The topology stage for this process's images: chunks for all devices, and how many patches.
 
     Each device has the patches of its own images, and as many chunks as the one with most.
     """
-    cascade, image = trainer.cascade, tuple(shape[1:3])
+    cascade = trainer.cascade
     vessel, corner = (devices.own_rows(array) for array in to_sample)
-    owner, origin = sample_patches(cascade, vessel, corner, image)
+    owner, origin = sample_patches(cascade, vessel, corner, tuple(image))
     here, everywhere = trainer.shares
     rows = len(vessel) // here
     each = [owner // rows == device for device in range(here)]
@@ -196,25 +193,66 @@ def _patches(trainer: Trainer, to_sample, shape: tuple[int, ...]) -> tuple[Itera
     together = zip(*of_each, strict=True)
     stacked = (jax.tree.map(lambda *each: np.concatenate(each), *some) for some in together)
     total = sum(devices.of_all(len(owner)))
-    return (devices.shard(trainer.mesh, chunk) for chunk in stacked), total
+    return [devices.shard(trainer.mesh, chunk) for chunk in stacked], total
 
 
-class _Forward(NamedTuple):
-    """What `_forward` gives: logits, what FocalNet sees and samples, and the way back."""
+class Tape:
+    """The stages of a training step, each with its way back; see `cascade.Stages`.
 
-    logits: Coarse
-    seen: jax.Array | None
-    to_sample: tuple[jax.Array, jax.Array] | None
-    canvas: jax.Array | None
-    pullback: Callable
+    Args:
+        trainer: Networks and objective.
+        params: Parameters by branch.
+        masks: On the devices, see `train_step`.
+        with_focal: Whether FocalNet takes part.
+
+    Attributes:
+        count: Number of patches.
+    """
+
+    def __init__(self, trainer: Trainer, params: dict, masks: jax.Array, with_focal: bool):
+        self.trainer, self.params, self.masks = trainer, params, masks
+        self.with_focal, self.count = with_focal, 0
+        self.coarse_pullback, self.focal_pullbacks = None, []
+
+    def coarse(self, images: jax.Array) -> tuple[Coarse, jax.Array | None, ToSample | None]:
+        """GlobalNet and LocalNet."""
+        coarse, seen, to_sample, self.coarse_pullback = _coarse(self.trainer, self.params, images)
+        return (coarse, seen, to_sample) if self.with_focal else (coarse, None, None)
+
+    def focal(self, seen: jax.Array, patches: tuple[list[Patches], int]):
+        """FocalNet, chunk after chunk: the canvas and, of each device, its patches' losses."""
+        chunks_of_all, self.count = patches
+        laid = _nothing_laid(self.trainer, seen)
+        for chunk in chunks_of_all:
+            laid, pullback = _focal(self.trainer, self.params, *laid, seen, self.masks, chunk)
+            self.focal_pullbacks.append(pullback)
+        return laid
+
+    def refine(self, coarse: Coarse, laid) -> tuple[dict, tuple]:
+        """Terms of the objective, and its gradients by the logits and by what was laid."""
+        count = np.float32(max(self.count, 1))
+        return _objective(self.trainer, coarse, laid, count, self.masks)
+
+    def backward(self, gradients: tuple) -> dict:
+        """Each device's own gradients of the parameters of each branch that took part."""
+        coarse, laid = gradients
+        total = {"focal": self._focal_backward(laid)} if self.with_focal else {}
+        return total | _coarse_backward(self.trainer, self.coarse_pullback, coarse)
+
+    def _focal_backward(self, gradient) -> dict:
+        total = _no_gradient(self.trainer, self.params["focal"])
+        while self.focal_pullbacks:  # Popped, because each holds the activations of a chunk.
+            pullback = self.focal_pullbacks.pop()
+            total, gradient = _focal_chunk_backward(self.trainer, total, gradient, pullback)
+        return total
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _forward(trainer: Trainer, params, images):
+def _coarse(trainer: Trainer, params, images):
     cascade = trainer.cascade
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
-    def forward(params, images):
+    def stage(params, images):
         images = network_input(cascade, images)
 
         def logits(params):
@@ -224,53 +262,32 @@ def _forward(trainer: Trainer, params, images):
         coarse, pullback, origin = jax.vjp(logits, params, has_aux=True)
         coarse, pullback = coarse._replace(origin=origin), devices.own(pullback)
         if cascade.focal_net is None:
-            return _Forward(coarse, None, None, None, pullback)
-        seen, to_sample = focal_input(cascade, images, coarse), sampling_mask(cascade, coarse)
-        canvas = windows.empty_canvas(len(images), images.shape[1:3], channels=2)
-        return _Forward(coarse, seen, to_sample, canvas, pullback)
+            return coarse, None, None, pullback
+        return (
+            coarse,
+            focal_input(cascade, images, coarse),
+            sampling_mask(cascade, coarse),
+            pullback,
+        )
 
-    each = devices.on_each(trainer.mesh, forward, (EVERYWHERE, ROWS), ROWS)
+    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS), ROWS)
     return each(coarse_params, images)
 
 
-class _Focal(NamedTuple):
-    """What FocalNet gives for a batch.
+@functools.partial(jax.jit, static_argnums=0)
+def _nothing_laid(trainer: Trainer, seen):
+    def stage(seen):
+        canvas = windows.empty_canvas(len(seen), seen.shape[1:3], channels=2)
+        return canvas, jnp.zeros(1, jnp.float32)
 
-    Attributes:
-        laid: Canvas and, of each device, the sum of its patches' losses.
-        pullbacks: The way back of each chunk.
-        count: Number of patches.
-    """
-
-    laid: tuple[jax.Array, jax.Array]
-    pullbacks: list
-    count: int
-
-
-def _focal(trainer: Trainer, params, masks, forward: _Forward, watch) -> _Focal:
-    to_sample = forward.to_sample
-    if trainer.from_truth:
-        to_sample = _crop_truth(masks, *to_sample)
-    patches, count = _patches(trainer, to_sample, forward.seen.shape)
-    watch("sampling", count)
-    no_loss = np.zeros(trainer.shares[0], np.float32)
-    laid, pullbacks = (forward.canvas, devices.shard(trainer.mesh, no_loss)), []
-    for chunk in patches:
-        laid, pullback = _focal_forward(trainer, params, *laid, forward.seen, masks, chunk)
-        pullbacks.append(pullback)
-    return _Focal(watch("focal", laid), pullbacks, count)
-
-
-@jax.jit
-def _crop_truth(masks, found, corner):
-    return windows.crop(masks > 127, corner, found.shape[1:3])[..., 0], corner
+    return devices.on_each(trainer.mesh, stage, (ROWS,), ROWS)(seen)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _focal_forward(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
+def _focal(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
     cascade = trainer.cascade
 
-    def forward(params, canvas, patch_loss, seen, masks, patches):
+    def stage(params, canvas, patch_loss, seen, masks, patches):
         truth = windows.stack_patches(to_unit(masks), patches, cascade.patch_in(seen.shape[1:3]))
         taken = patches.owner < len(seen)
 
@@ -282,7 +299,7 @@ def _focal_forward(trainer, params, canvas, patch_loss, seen, masks, patches: Pa
         laid, pullback = jax.vjp(segment, params, canvas, patch_loss)
         return laid, devices.own(pullback)
 
-    each = devices.on_each(trainer.mesh, forward, (EVERYWHERE, *[ROWS] * 5), ROWS)
+    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, *[ROWS] * 5), ROWS)
     return each(params["focal"], canvas, patch_loss, seen, masks, patches)
 
 
@@ -312,21 +329,6 @@ def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
     return terms, devices.keep_rows(trainer.mesh, gradients)
 
 
-def _backward(trainer: Trainer, params, pullback, gradients, focal: _Focal | None):
-    """Each device's own gradients of the parameters of each branch that took part."""
-    coarse, laid = gradients
-    total = {} if focal is None else {"focal": _focal_backward(trainer, params, focal, laid)}
-    return total | _coarse_backward(trainer, pullback, coarse)
-
-
-def _focal_backward(trainer: Trainer, params, focal: _Focal, gradient):
-    total = _no_gradient(trainer, params["focal"])
-    while focal.pullbacks:  # Popped, because each holds the activations of a chunk.
-        pullback = focal.pullbacks.pop()
-        total, gradient = _focal_chunk_backward(trainer, total, gradient, pullback)
-    return total
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _coarse_backward(trainer: Trainer, pullback, gradient):
     def backward(pullback, gradient):
@@ -353,7 +355,17 @@ def _focal_chunk_backward(trainer: Trainer, total, gradient, pullback):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _update(trainer: Trainer, state: State, gradients, loss):
+def update(
+    trainer: Trainer, state: State, gradients: dict, loss: jax.Array
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after a step, and its scalars.
+
+    Args:
+        trainer: Optimiser and schedule.
+        state: Before.
+        gradients: By branch, each device's own, see `Tape.backward`.
+        loss: Of the batch.
+    """
     gradients = jax.tree.map(lambda of_each: of_each.sum(axis=0), gradients)
     norm = optax.tree.norm(gradients)
     scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))

@@ -74,3 +74,39 @@ def per_image(scores: Scores) -> str:
         values = (rows[index][key] for rows in scores.rows.values() for key in metrics.NAMES)
         writer.writerow([name, *(f"{value:.6f}" for value in values)])
     return text.getvalue()
+
+
+def of_speed(result: dict) -> str:
+    """The figures of `benchmark.run`, for people."""
+    peak, copied = result["peak_flops"] / 1e9, result["copy_bytes_per_second"] / 1e9
+    lines = [
+        f"{result['device']}, {result['dtype']}; {result['images']}",
+        f"Machine: {peak:.0f} GFLOP/s (product), {copied:.1f} GB/s (copy)",
+    ]
+    for task in ("inference", "training"):
+        lines += _task_lines(task, result[task])
+    return "\n".join(lines)
+
+
+def _task_lines(name: str, task: dict) -> list[str]:
+    lines = ["", f"{name.capitalize():12}{'images/s':>12}"]
+    rows = [(f"batch {row['batch']}", row) for row in task["batches"]]
+    rows += [(f"side {row['side']}", row) for row in task["sides"]]
+    for label, row in rows:
+        lines.append(f"{label:12}{row['images_per_second']:12.3f}")
+    lines.append(f"Most memory up to here: {task['peak_bytes'] / 2**30:.1f} GiB")
+    lines.append(
+        f"{task['flops_per_second'] / 1e9:.0f} GFLOP/s, {task['share_of_peak']:.0%} of the "
+        f"product's; {task['patches_per_image']:.1f} patches an image"
+    )
+    stages = ", ".join(f"{stage} {1e3 * s:.1f}" for stage, s in task["stages"].items())
+    lines.append(f"Stages one after another, ms an image: {stages}")
+    if "peer" in task:
+        peers = ", ".join(f"{kind} {task['peer'][kind]:.3f}" for kind in ("eager", "compiled"))
+        lines.append(
+            f"PyTorch, images/s: {peers}; ours is {task['ratio_to_peer']:.2f} and "
+            f"{task['ratio_to_compiled_peer']:.2f} times as fast"
+        )
+    if "ratio_to_full_size" in task:
+        lines.append(f"{task['ratio_to_full_size']:.2f} times as fast as at the paper's sizes")
+    return lines
