@@ -93,6 +93,15 @@ def test_unknown_argument_is_named():
         tprnet.get_config("global,tiny")
 
 
+def test_the_device_has_not_the_released_rules():
+    released = tprnet_released.get_config()
+    released.topology = "device"
+    with pytest.raises(
+        UserError, match=r"'device', which has no model\.centreline='close_and_thin'"
+    ):
+        configuration.cascade(released)
+
+
 def test_quickstart_needs_no_download():
     assert quickstart.get_config().data.name == "phantom"
 

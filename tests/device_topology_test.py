@@ -14,11 +14,10 @@ from tprnet_jax.method import device_topology, topology, windows
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 
-DEFAULT, RELEASED = ("skeletonize", "centroid"), ("close_and_thin", "random")
 SIDES = (37, 29)
 
-centreline = jax.jit(device_topology.centreline, static_argnums=1)
-patch_centres = jax.jit(device_topology.patch_centres, static_argnums=(2, 3, 4))
+centreline = jax.jit(device_topology.centreline)
+patch_centres = jax.jit(device_topology.patch_centres, static_argnums=2)
 sample_patches = jax.jit(device_topology.sample_patches, static_argnums=(3, 4))
 
 
@@ -58,15 +57,15 @@ def _masks():
     return np.stack([*blobs, *noise, *corners, *plain, _lines(0)])
 
 
-def assert_same_centreline(masks, method):
-    found = np.asarray(centreline(masks, method))
+def assert_same_centreline(masks):
+    found = np.asarray(centreline(masks))
     assert found.dtype == bool
-    np.testing.assert_array_equal(found, [topology.centreline(mask, method) for mask in masks])
+    np.testing.assert_array_equal(found, [topology.centreline(mask) for mask in masks])
 
 
-def assert_same_centres(masks, pixels_per_patch, most, method, first):
+def assert_same_centres(masks, pixels_per_patch, most):
     """Returns how many centres were compared."""
-    sizes = pixels_per_patch, most, method, first
+    sizes = pixels_per_patch, most
     centres, count = map(np.asarray, patch_centres(masks, *sizes))
     assert centres.dtype == count.dtype == np.int32
     assert centres.shape == (len(masks), most, 2)
@@ -79,27 +78,19 @@ def assert_same_centres(masks, pixels_per_patch, most, method, first):
 # ---- Centreline ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", topology.CENTRELINES)
-def test_centreline_as_on_the_host(method):
+def test_centreline_as_on_the_host():
     masks = _masks()
     assert all(edge.any(axis=1).sum() > 20 for edge in (masks[:, 0], masks[:, -1]))
     assert all(edge.any(axis=1).sum() > 20 for edge in (masks[..., 0], masks[..., -1]))
-    assert_same_centreline(masks, method)
-    assert_same_centreline(masks.transpose(0, 2, 1)[:, ::-1], method)
+    assert_same_centreline(masks)
+    assert_same_centreline(masks.transpose(0, 2, 1)[:, ::-1])
 
 
-@pytest.mark.parametrize("method", topology.CENTRELINES)
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (2, 2), (3, 3), (5, 4)])
-def test_centreline_in_the_smallest_images(method, shape):
+def test_centreline_in_the_smallest_images(shape):
     rng = np.random.default_rng(0)
     masks = np.concatenate([np.ones((1, *shape), bool), rng.random((40, *shape)) < 0.7])
-    assert_same_centreline(masks, method)
-
-
-def test_close_as_on_the_host():
-    masks = _masks()
-    closed = jax.jit(device_topology.close)(masks)
-    np.testing.assert_array_equal(closed, [topology.close(mask) for mask in masks])
+    assert_same_centreline(masks)
 
 
 def _all_squares(side):
@@ -113,55 +104,44 @@ def _all_squares(side):
 
 @pytest.mark.parametrize("side", [3, 4])
 def test_skeleton_of_every_small_shape(side):
-    assert_same_centreline(_all_squares(side)[None], "skeletonize")
-
-
-@pytest.mark.parametrize("side", [3, 4])
-def test_thin_line_of_every_small_shape(side):
-    """Without the closing, which would join the squares."""
-    image = _all_squares(side)
-    thinned = jax.jit(device_topology.thin)(image[None])[0]
-    np.testing.assert_array_equal(thinned, topology.thin(image))
+    assert_same_centreline(_all_squares(side)[None])
 
 
 def _every_3x3_image():
     return (np.arange(2**9)[:, None] >> np.arange(9) & 1).reshape(-1, 3, 3) > 0
 
 
-@pytest.mark.parametrize("method", topology.CENTRELINES)
-def test_centreline_of_every_3x3_image(method):
+def test_centreline_of_every_3x3_image():
     """Here the border is part of every neighbourhood."""
-    assert_same_centreline(_every_3x3_image(), method)
+    assert_same_centreline(_every_3x3_image())
 
 
 # ---- Patch centres -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("first", topology.FIRST_POINTS)
-@pytest.mark.parametrize("method", topology.CENTRELINES)
-def test_patch_centres_as_on_the_host(method, first):
+def test_patch_centres_as_on_the_host():
     masks = _masks()
-    assert assert_same_centres(masks, 1, 25, method, first) > 600
-    assert assert_same_centres(masks, 9, 25, method, first) > 200
-    assert assert_same_centres(masks, 999, 25, method, first) < len(masks)
+    assert assert_same_centres(masks, 1, 25) > 600
+    assert assert_same_centres(masks, 9, 25) > 200
+    assert assert_same_centres(masks, 999, 25) < len(masks)
 
 
 def test_ties_go_to_the_first_pixel_row_by_row():
     """The corners of a square lie equally far from its middle, the second and third from both."""
     masks = np.zeros((2, 9, 9), bool)
     masks[0, 1:8:6, 1:8:6] = masks[1, 4, 1:8:6] = masks[1, 1:8:6, 4] = True
-    centres, count = patch_centres(masks, 1, 5, "skeletonize", "centroid")
+    centres, count = patch_centres(masks, 1, 5)
     np.testing.assert_array_equal(count, [4, 4])
     np.testing.assert_array_equal(centres[0], [(1, 1), (7, 7), (1, 7), (7, 1), (0, 0)])
     np.testing.assert_array_equal(centres[1], [(1, 4), (7, 4), (4, 1), (4, 7), (0, 0)])
-    assert_same_centres(masks, 1, 5, "skeletonize", "centroid")
+    assert_same_centres(masks, 1, 5)
 
 
 def test_every_image_has_its_own_number():
     masks = np.zeros((4, 9, 30), bool)
     for mask, length in zip(masks, (0, 3, 9, 28), strict=True):
         mask[4, 1 : 1 + length] = True
-    centres, count = patch_centres(masks, 4, 5, "skeletonize", "centroid")
+    centres, count = patch_centres(masks, 4, 5)
     np.testing.assert_array_equal(count, [0, 1, 2, 5])
     assert not centres[0].any()
     np.testing.assert_array_equal(centres[1], [(4, 1), *[(0, 0)] * 4])
@@ -191,24 +171,6 @@ def test_farthest_from_the_centroid_in_the_largest_sums():
     lines = np.ones((2, 1024, 1024), bool)
     lines[0, 0, :2] = lines[0, -1, -1] = lines[1, :3, 1000:] = False
     assert_same_first_point(lines)
-
-
-def test_the_draw_is_that_of_numpy_for_any_limit():
-    powers = 2 ** np.arange(15, 31)
-    limits = np.concatenate([np.arange(1, 20001), powers - 1, powers, powers + 1])
-    rng, expected = np.random.RandomState(), []
-    for limit in limits:
-        rng.seed(1)
-        expected.append(rng.randint(0, limit))
-    drawn = jax.jit(device_topology._draw)(limits.astype(np.int32))
-    np.testing.assert_array_equal(drawn, expected)
-
-
-def test_the_draw_counts_pixels_row_by_row():
-    """`numpy.random.RandomState(1).randint(0, 12)` is 5."""
-    line = np.zeros((1, 6, 4), bool)
-    line[0, ::2] = True
-    np.testing.assert_array_equal(jax.jit(device_topology._drawn)(line), [(2, 1)])
 
 
 # ---- Patches -------------------------------------------------------------------------------------
@@ -246,7 +208,7 @@ def test_patches_where_no_image_has_any_and_where_all_are_full():
 def test_patches_of_a_batch_as_on_the_host():
     masks = _masks()
     region = np.random.default_rng(0).integers(0, 20, (len(masks), 2), np.int32)
-    image, patch, sizes = (57, 49), (11, 8), (5, 12, *DEFAULT)
+    image, patch, sizes = (57, 49), (11, 8), (5, 12)
     patches, total = sample_patches(*patch_centres(masks, *sizes), region, image, patch)
     expected = [
         windows.valid_origin(topology.patch_centres(mask, *sizes) + corner, patch, image)
@@ -287,13 +249,12 @@ def _real_masks(batch):
 
 @pytest.mark.arcade
 @needs_arcade
-@pytest.mark.parametrize(("method", "first"), [DEFAULT, RELEASED])
-def test_real_masks_as_on_the_host(method, first):
+def test_real_masks_as_on_the_host():
     masks = patches = 0
     for some in _real_masks(20):
-        assert_same_centreline(some, method)
-        patches += assert_same_centres(some, 64, 64, method, first)
+        assert_same_centreline(some)
+        patches += assert_same_centres(some, 64, 64)
         masks += len(some)
-    print(f"\n{method}, {first}: {patches} patches of {masks} masks are equal")
+    print(f"\n{patches} patches of {masks} masks are equal")
     assert masks == 1200
     assert patches > 10 * masks

@@ -78,9 +78,8 @@ def default() -> ConfigDict:
     # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
     config.augment = ConfigDict(augment.Settings()._asdict())
 
-    config.topology = (
-        "host"  # Where centrelines are found and sampled; or "device", to the same end.
-    )
+    # Where centrelines are found and sampled: "host", or "device" to the same end.
+    config.topology = "host"
     config.model = _model()
     config.optim = optim = ConfigDict()
     optim.name = "sgd"  # "sgd" (Nesterov momentum), "adamw" or "muon".
@@ -245,6 +244,7 @@ def _check(config: ConfigDict) -> None:
         )
     _check_augmentation(config.augment)
     _check_branches(config.model, config.train.remat)
+    _check_topology(config)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
             f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
@@ -261,6 +261,17 @@ def _check_augmentation(fields: ConfigDict) -> None:
             raise UserError(
                 f"config.augment.{field} is {value}; it must be at least {low} and {upper}"
                 + (", and the smaller bound first" if isinstance(value, tuple) else "")
+            )
+
+
+def _check_topology(config: ConfigDict) -> None:
+    if config.topology == "host":
+        return
+    for field, only in (("centreline", "skeletonize"), ("first_point", "centroid")):
+        if (given := config.model[field]) != only:
+            raise UserError(
+                f"config.topology is 'device', which has no model.{field}={given!r}, only "
+                f"{only!r}; set config.topology to 'host'"
             )
 
 

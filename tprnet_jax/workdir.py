@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jax
 from absl import logging
 from ml_collections import ConfigDict
@@ -30,7 +31,6 @@ PACKAGES = (
     "grain",
     "numpy",
     "scikit-image",
-    "opencv-python-headless",
     "tensorflow-datasets",
 )
 # What a network sees; its parameters fit nothing else.
@@ -84,11 +84,12 @@ def only_run(workdir: Path) -> Iterator[None]:
 
 def write_config(config: ConfigDict, workdir: Path) -> None:
     """Writes `config.json`: the resolved configuration and what it runs with."""
-    versions = {name: importlib.metadata.version(name) for name in PACKAGES}
     versions = {
         "tprnet-jax": tprnet_jax.__version__,
         "python": platform.python_version(),
-    } | versions
+        "opencv": cv2.__version__,  # Installed under several names.
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
     resolved = {
         "config": config.to_dict(),
         "versions": versions,

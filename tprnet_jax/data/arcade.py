@@ -364,7 +364,7 @@ def _check_images(samples: list[Sample], folder: Path) -> None:
 
 def _warn_of_unnamed(samples: list[Sample], folder: Path) -> None:
     named = {sample.path.name for sample in samples}
-    present = {p.name for p in (folder / "images").iterdir() if p.suffix in images.SUFFIXES}
+    present = {p.name for p in (folder / "images").iterdir() if p.suffix.lower() in images.SUFFIXES}
     if unnamed := sorted(present - named):
         logging.warning(
             "%s: %d images without annotation are ignored, the first is %s",

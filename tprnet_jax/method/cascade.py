@@ -59,7 +59,7 @@ class Cascade:
         guided: Whether LocalNet and FocalNet see, beside the image, the vessel probability that
             the stages before give; it is a constant to the gradient.
         topology: Whether the "host" or the "device" finds the centrelines and samples them; the
-            patches are the same.
+            patches are the same. The device knows "skeletonize" and "centroid" alone.
     """
 
     global_net: UNet
@@ -312,11 +312,7 @@ def patches_on_device(
 ) -> tuple[Patches, jax.Array]:
     """As `sample_patches`: all patches there could be, empty slots last, and their number."""
     centres, count = device_topology.patch_centres(
-        vessel,
-        cascade.pixels_per_patch,
-        cascade.max_patches,
-        cascade.centreline,
-        cascade.first_point,
+        vessel, cascade.pixels_per_patch, cascade.max_patches
     )
     patch = cascade.patch_in(image)
     return device_topology.sample_patches(centres, count, origin, image, patch)

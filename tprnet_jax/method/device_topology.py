@@ -1,4 +1,4 @@
-"""The topology stage on the device: what `topology` does on the host, pixel for pixel.
+"""The topology stage on the device: what `topology` does by default, pixel for pixel.
 
 With it the whole cascade is one program. Everything here is pure and meant to be traced under
 `jax.jit`; every shape is static, and every number is an integer of 32 bits at most.
@@ -12,57 +12,13 @@ from tprnet_jax.method import topology, windows
 from tprnet_jax.method.windows import Patches
 
 
-def centreline(mask: jax.Array, method: str = "skeletonize") -> jax.Array:
-    """Centrelines of vessel masks; see `topology.centreline`.
+def centreline(mask: jax.Array) -> jax.Array:
+    """Centrelines of vessel masks as scikit-image's `skeletonize` thins them.
+
+    Repeats two passes until no image changes; each removes pixels by their neighbourhoods.
 
     Args:
         mask: `(batch, height, width)` bool.
-        method: See `topology.centreline`.
-
-    Returns:
-        `(batch, height, width)` bool.
-    """
-    if method == "skeletonize":
-        return _peel(mask, _SKELETONIZE, may_go=jnp.bool_(True))
-    return thin(close(mask))
-
-
-def close(mask: jax.Array) -> jax.Array:
-    """The released code's closing, `(batch, height, width)` bool to the same; see `topology.close`.
-
-    Where a square reaches past the image, only the pixels inside count. Of an even square's two
-    middles, OpenCV takes the second.
-    """
-    for reduce, nothing, reach in (
-        (jax.lax.max, np.False_, (1, 1)),
-        (jax.lax.min, np.True_, (2, 1)),
-    ):
-        side = 1 + sum(reach)
-        for window in ((1, side, 1), (1, 1, side)):
-            padding = [reach if size > 1 else (0, 0) for size in window]
-            mask = jax.lax.reduce_window(mask, nothing, reduce, window, (1, 1, 1), padding)
-    return mask
-
-
-def thin(mask: jax.Array) -> jax.Array:
-    """Zhang and Suen's thinning, `(batch, height, width)` bool to the same; see `topology.thin`."""
-    return _peel(mask, _ZHANG_SUEN, may_go=_inside(mask.shape[1:]))
-
-
-def _inside(image: tuple[int, int]) -> jax.Array:
-    """All pixels but those on the border of the image: `(1, height, width)` bool."""
-    rows, columns = (jnp.arange(size, dtype=jnp.int32) for size in image)
-    rows, columns = ((i > 0) & (i < i.shape[0] - 1) for i in (rows, columns))
-    return (rows[:, None] & columns[None, :])[None]
-
-
-def _peel(mask: jax.Array, tables: tuple[np.ndarray, np.ndarray], may_go: jax.Array) -> jax.Array:
-    """Repeats two passes until no image changes; each removes pixels by their neighbourhoods.
-
-    Args:
-        mask: `(batch, height, width)` bool.
-        tables: `(256,)` bool for each pass, see `_look_up`.
-        may_go: `(1, height, width)` bool or a scalar, the pixels that may be removed.
 
     Returns:
         `(batch, height, width)` bool.
@@ -70,8 +26,8 @@ def _peel(mask: jax.Array, tables: tuple[np.ndarray, np.ndarray], may_go: jax.Ar
 
     def both_passes(state):
         before = after = state[0]
-        for table in tables:
-            after = after & ~(_look_up(table, after) & may_go)
+        for table in _SKELETONIZE:
+            after = after & ~_look_up(table, after)
         return after, (after != before).any()
 
     return jax.lax.while_loop(lambda state: state[1], both_passes, (mask, jnp.bool_(True)))[0]
@@ -104,8 +60,6 @@ def _neighbours(mask: jax.Array) -> list[jax.Array]:
     return [padded[:, i : i + height, j : j + width] for i, j in corners]
 
 
-_ZHANG_SUEN = topology.REMOVABLE
-
 _COMPASS = ("N", "NE", "E", "SE", "S", "SW", "W", "NW")
 
 # The neighbourhoods in which scikit-image departs from the rule of Zhang and Suen, by what it does
@@ -120,7 +74,7 @@ _SKELETONIZE_INSTEAD = {
 
 
 def _skeletonize_tables() -> tuple[np.ndarray, np.ndarray]:
-    tables = np.array(_ZHANG_SUEN)
+    tables = np.array(topology.REMOVABLE)
     for passes, neighbourhoods in _SKELETONIZE_INSTEAD.items():
         for neighbourhood in neighbourhoods.split():
             bits = (1 << _COMPASS.index(neighbour) for neighbour in neighbourhood.split("+"))
@@ -131,13 +85,7 @@ def _skeletonize_tables() -> tuple[np.ndarray, np.ndarray]:
 _SKELETONIZE = _skeletonize_tables()
 
 
-def patch_centres(
-    mask: jax.Array,
-    pixels_per_patch: int,
-    most: int,
-    method: str = "skeletonize",
-    first: str = "centroid",
-) -> tuple[jax.Array, jax.Array]:
+def patch_centres(mask: jax.Array, pixels_per_patch: int, most: int) -> tuple[jax.Array, jax.Array]:
     """Centres of the patches that FocalNet refines; see `topology.patch_centres`.
 
     Args:
@@ -146,19 +94,16 @@ def patch_centres(
             1024.
         pixels_per_patch: Centreline pixels to a patch.
         most: Largest number of patches an image.
-        method: See `topology.centreline`.
-        first: See `topology.farthest_points`.
 
     Returns:
         Centres `(batch, most, 2)` int32, rows and columns in sampling order, then zeros; and
         `(batch,)` int32, the number of centres of each image.
     """
-    line = centreline(mask, method)
+    line = centreline(mask)
     points = _count(line)
     count = jnp.minimum(jnp.maximum(points // pixels_per_patch, 1), most)
     count = jnp.where(points > 0, count, 0)
-    start = _farthest_from_centroid(line) if first == "centroid" else _drawn(line)
-    centres = _farthest_points(line, start, most, count.max())
+    centres = _farthest_points(line, _farthest_from_centroid(line), most, count.max())
     used = jnp.arange(most, dtype=jnp.int32)[None] < count[:, None]
     return jnp.where(used[:, :, None], centres, 0), count
 
@@ -244,34 +189,6 @@ def _squared_offset(profile: jax.Array, points: jax.Array) -> tuple[jax.Array, j
     offset = coordinate - centre
     whole, rest = jnp.divmod(-2 * offset * (total - points * centre), points)
     return jnp.square(offset) + whole, rest
-
-
-def _drawn(line: jax.Array) -> jax.Array:
-    """The point that the released code draws in each image: `(batch, 2)` int32."""
-    nth = jnp.cumsum(line.reshape(line.shape[0], -1), axis=1, dtype=jnp.int32).reshape(line.shape)
-    return _first_largest(nth == _draw(_count(line))[:, None, None] + 1)
-
-
-# What the generator behind `numpy.random.RandomState(1)` gives first. For a number below a limit,
-# NumPy keeps the bits that the largest such number needs, and takes the first that is not larger.
-# Eight are enough for any limit of 31 bits.
-_RAW = np.random.RandomState(1).randint(0, 2**32, 8, np.uint32)
-
-
-def _draw(limit: jax.Array) -> jax.Array:
-    """`numpy.random.RandomState(1).randint(0, limit)` for each limit; 0 where the limit is 0.
-
-    Args:
-        limit: `(batch,)` int32.
-
-    Returns:
-        `(batch,)` int32.
-    """
-    last = jnp.maximum(limit - 1, 0)
-    bits = jnp.left_shift(jnp.int32(1), 32 - jax.lax.clz(last)) - 1
-    drawn = _RAW.view(np.int32)[None] & bits[:, None]
-    accepted = jax.lax.argmax(drawn <= last[:, None], 1, jnp.int32)
-    return jnp.take_along_axis(drawn, accepted[:, None], axis=1)[:, 0]
 
 
 def sample_patches(
