@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -33,6 +34,22 @@ def test_masks_are_where_the_probability_exceeds_one_half(
             np.testing.assert_array_equal(mask, probabilities[stage] > 0.5)
             assert mask.any()
             assert not mask.all()
+
+
+@pytest.mark.parametrize("topology", cascade.TOPOLOGIES)
+def test_batches_take_turns_on_several_devices(tiny, tiny_params, batches, monkeypatch, topology):
+    """Two copies of the parameters, the second of which finds nothing."""
+    placed = dataclasses.replace(tiny, topology=topology)
+    nothing = jax.tree.map(np.zeros_like, tiny_params)
+    expected = [
+        next(inference.segment(placed, p, [b]))
+        for p, b in zip([tiny_params, nothing] * 2, batches, strict=True)
+    ]
+    monkeypatch.setattr(inference, "_copies", lambda params: [params, nothing])
+    for found, masks in zip(inference.segment(placed, tiny_params, batches), expected, strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, masks)
+    assert expected[0]["final"].any()
+    assert not expected[1]["final"].any()
 
 
 def test_a_batch_is_given_out_after_two_more_have_begun(tiny, tiny_params, batches):

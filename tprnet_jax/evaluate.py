@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import jax
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import figures, metrics
 from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
+from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
 from tprnet_jax.workdir import changed, restore, trained_on
@@ -45,6 +47,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         "step": step,
         "changed": changed(config, workdir),
     }
+    if not devices.is_first():
+        return result
     folder = result_folder(config, workdir)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     _draw(cascade, params, source, scores, config.eval, folder / "figures")
@@ -83,25 +87,35 @@ def _check_unseen(config: ConfigDict, workdir: Path, source) -> None:
 def score(cascade: Cascade, params, source, batch: int) -> Scores:
     """Runs the cascade on every example and computes the metrics of each stage.
 
+    Each of several processes takes its share, and has the scores of all.
+
     Args:
         cascade: The networks.
         params: Parameters by branch.
         source: Examples by index, see `loader.prepare`.
         batch: Images at a time.
     """
-    scores = Scores([], {s: [] for s in cascade.stages}, {s: [] for s in cascade.stages})
+    process, processes = jax.process_index(), jax.process_count()
+    share = range(process, len(source), processes)
     # At position 0 it takes the place of a training's bar, which stands still meanwhile.
-    progress = tqdm.tqdm(total=len(source), desc="evaluate", unit="image", leave=False, position=0)
-    examples = (source[index] for index in range(len(source)))
+    bar = {"leave": False, "position": 0, "disable": not devices.is_first()}
+    progress = tqdm.tqdm(total=len(share), desc="evaluate", unit="image", **bar)
+    own = []
+    examples = (source[index] for index in share)
     for example, masks in inference.segment_examples(cascade, params, examples, batch):
         truth = example["mask"][..., 0] > 127
-        scores.names.append(example["name"].decode())
-        for stage, mask in masks.items():
-            scores.rows[stage].append(metrics.evaluate(mask, truth))
-            scores.cases[stage].append(metrics.emptiness(mask, truth))
+        rows = {stage: metrics.evaluate(mask, truth) for stage, mask in masks.items()}
+        cases = {stage: metrics.emptiness(mask, truth) for stage, mask in masks.items()}
+        own.append((example["name"].decode(), rows, cases))
         progress.update()
     progress.close()
-    return scores
+    parts = devices.gather(own)
+    names, rows, cases = zip(
+        *(parts[index % processes][index // processes] for index in range(len(source))),
+        strict=True,
+    )
+    of_stage = ({s: [each[s] for each in part] for s in cascade.stages} for part in (rows, cases))
+    return Scores(list(names), *of_stage)
 
 
 def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: Path) -> None:

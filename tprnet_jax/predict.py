@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
@@ -30,6 +31,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     cascade = configuration.cascade(config)
     params, _ = restore(config, workdir, cascade)
     output = _make_output(config.predict.output, paths[0].parent)
+    paths = paths[jax.process_index() :: jax.process_count()]  # Each process takes its share.
     skipped = []
     examples = _readable(paths, skipped)
     for example, masks in inference.segment_examples(

@@ -54,10 +54,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
                 _train(training, stop)
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
-    if devices.is_first():
-        evaluate.run(config, workdir)
-    devices.wait_for_all("the evaluation")
-    return read_json(evaluate.result_folder(config, workdir) / "metrics.json")
+    return evaluate.run(config, workdir)
 
 
 def make_trainer(

@@ -1,10 +1,10 @@
 """The cascade on batches of images, the host's part beside the device's."""
 
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from itertools import groupby, islice
 from typing import NamedTuple
 
 import jax
@@ -67,9 +67,9 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
 def segment(
     cascade: Cascade, params: dict, batches: Iterable[np.ndarray]
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Runs the whole cascade on batch after batch.
+    """Runs the whole cascade on batch after batch, on all accelerators of this process in turn.
 
-    While the device works on one batch, the host samples the patches of the next, and the caller
+    While a device works on one batch, the host samples the patches of the next, and the caller
     has the one before. Masks travel as bits.
 
     Args:
@@ -81,26 +81,36 @@ def segment(
         Mask `(batch, height, width)` bool of each stage, in their order: where the foreground
         probability exceeds 0.5.
     """
+    copies = _copies(params)
+    pairs = zip(itertools.cycle(copies), batches, strict=False)
     if cascade.topology == "device":
-        sent = ((whole(cascade, params, images), images.shape[2]) for images in batches)
+        sent = ((whole(cascade, copy, images), images.shape[2]) for copy, images in pairs)
     else:
-        stages = Jitted(cascade, params, bits)
-        sent = beside_the_host(
+        jobs = (
             Job(
-                forward(stages, jnp.asarray(images)),
+                forward(Jitted(cascade, copy, bits), images),
                 functools.partial(patches_on_host, cascade, image=images.shape[1:3]),
                 images.shape[2],
             )
-            for images in batches
+            for copy, images in pairs
         )
-    yield from unpacked(cascade, sent)
+        sent = beside_the_host(jobs, len(copies))
+    yield from unpacked(cascade, sent, len(copies))
+
+
+def _copies(params: dict) -> list[dict]:
+    """The parameters on every device to segment on; of CPUs, one uses all cores."""
+    devices = jax.local_devices()
+    if len(devices) == 1 or devices[0].platform == "cpu":
+        return [params]
+    return [jax.device_put(params, device) for device in devices]
 
 
 def unpacked(
-    cascade: Cascade, sent: Iterable[tuple[jax.Array, int]]
+    cascade: Cascade, sent: Iterable[tuple[jax.Array, int]], behind: int = 1
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Bits of masks, and the width of an image, as masks of each stage; one batch behind."""
-    for bits, width in _one_behind(sent):
+    """Bits of masks, and the width of an image, as masks of each stage; so many batches behind."""
+    for bits, width in _behind(sent, behind):
         masks = np.unpackbits(np.asarray(bits), axis=-1, count=width).astype(bool)
         yield dict(zip(cascade.stages, masks, strict=True))
 
@@ -133,20 +143,24 @@ def segment_examples(
 
 
 def _of_one_size(examples: Iterable[dict], most: int) -> Iterator[list[dict]]:
-    for _, group in groupby(examples, key=lambda example: example["image"].shape):
-        while some := list(islice(group, most)):
+    for _, group in itertools.groupby(examples, key=lambda example: example["image"].shape):
+        while some := list(itertools.islice(group, most)):
             yield some
 
 
-def beside_the_host(jobs: Iterable[Job]) -> Iterator[tuple[jax.Array, int]]:
+def beside_the_host(jobs: Iterable[Job], behind: int = 1) -> Iterator[tuple[jax.Array, int]]:
     """Runs batch after batch, the topology stage of one beside the networks of another.
+
+    Args:
+        jobs: The batches.
+        behind: How many may have begun before one is ended.
 
     Yields:
         What the refinement gives, on its way to the host, and the width of an image.
     """
     with ThreadPoolExecutor(1) as host:
         begun = ((_begin(job, host), job.width) for job in jobs)
-        for rest, width in _one_behind(begun):
+        for rest, width in _behind(begun, behind):
             bits = rest()
             bits.copy_to_host_async()
             yield bits, width
@@ -163,12 +177,12 @@ def _begin(job: Job, host: Executor) -> Callable:
     return lambda: finish(job.steps, patches.result())
 
 
-def _one_behind(items: Iterable) -> Iterator:
-    """Each item when the next one has been drawn too."""
+def _behind(items: Iterable, count: int) -> Iterator:
+    """Each item when so many more have been drawn too."""
     waiting = deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) == 2:
+        if len(waiting) > count:
             yield waiting.popleft()
     yield from waiting
 

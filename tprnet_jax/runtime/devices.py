@@ -6,6 +6,7 @@ losses and gradients are summed over all. A process loads and samples for its ow
 alone.
 """
 
+import json
 from collections.abc import Callable
 
 import jax
@@ -135,6 +136,19 @@ def of_all(number: int) -> np.ndarray:
     if jax.process_count() == 1:
         return np.array([number])
     return multihost_utils.process_allgather(np.int32(number))
+
+
+def gather(value) -> list:
+    """What each process gives, in the order of the processes.
+
+    Args:
+        value: Anything that JSON can hold.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    padded = np.pad(data, (0, max(of_all(len(data))) - len(data)), constant_values=ord(" "))
+    return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
 
 
 def wait_for_all(what: str) -> None:
