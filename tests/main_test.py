@@ -130,6 +130,7 @@ def test_the_configuration_of_a_run_starts_another(trained, tmp_path):
     first, second = trained[1], tmp_path / "again"
     done = _run(f"--config={first / 'config.json'}", f"--workdir={second}")
     assert done.returncode == 0, done.stderr
+    assert not re.search(r"^[IWE]\d{4} ", done.stderr, re.MULTILINE)  # No line of a log.
     stored = [json.loads((run / "config.json").read_text())["config"] for run in (first, second)]
     assert stored[0] == stored[1]
 

@@ -41,11 +41,11 @@ PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.
 def main(_) -> None:
     """Runs the mode that the flags name; a user's mistake ends with one sentence and status 1."""
     try:
+        logging.set_verbosity(logging.ERROR)  # JAX tells of absent TPUs, Grain of JAX's version.
         cli.be_quick_on_cpus()
         cli.keep_compiled(CACHE.value)
         devices.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         cli.check_devices()
-        logging.set_verbosity(logging.ERROR)  # Grain warns of JAX's version when imported.
         mode = importlib.import_module(f"tprnet_jax.{MODES[MODE.value]}")
         logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
         mode.run(CONFIG.value, cli.workdir(WORKDIR.value))
