@@ -99,7 +99,7 @@ def test_the_device_has_not_the_released_rules():
     with pytest.raises(
         UserError, match=r"'device', which has no model\.centreline='close_and_thin'"
     ):
-        configuration.cascade(released)
+        configuration.check(released)
 
 
 def test_quickstart_needs_no_download():
@@ -149,29 +149,29 @@ def test_values_that_cannot_be_used_are_named(field, value):
     config = configuration.default()
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=f"config.{field} is"):
-        configuration.cascade(config)
+        configuration.check(config)
 
 
 def test_a_focalnet_that_would_never_train_is_named():
     config = configuration.default()
     config.train.epochs = 1
     with pytest.raises(UserError, match=r"config\.train\.focal_from_epoch is 1.*only 1 epochs"):
-        configuration.cascade(config)
+        configuration.check(config)
     config.model.branches = ("global", "local")
-    configuration.cascade(config)
+    configuration.check(config)
 
 
 def test_a_source_for_phantoms_is_named():
     config = quickstart.get_config()
     config.data.source = "/arcade"
     with pytest.raises(UserError, match=r"config\.data\.source is '/arcade', but .* 'phantom'"):
-        configuration.cascade(config)
+        configuration.check(config)
 
 
 def test_a_holdout_to_evaluate_needs_images():
     config = configuration.default()
     config.eval.split = "holdout"
     with pytest.raises(UserError, match=r"split is 'holdout', but config\.data\.holdout is 0; set"):
-        configuration.cascade(config)
+        configuration.check(config)
     config.data.holdout = 1
-    configuration.cascade(config)
+    configuration.check(config)

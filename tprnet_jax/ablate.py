@@ -59,7 +59,7 @@ def _check(config: ConfigDict) -> None:
             f"config.model.branches is {branches}, but --mode=ablate leaves out branches by "
             f"itself; let it be {BRANCHES}"
         )
-    low, high = configuration.BOUNDS["seed"]
+    _, low, high = configuration.FIELDS["seed"]
     usable = all(type(seed) is int and low <= seed <= high for seed in seeds)
     if not seeds or not usable or len(set(seeds)) < len(seeds):
         raise UserError(
@@ -71,7 +71,7 @@ def _check(config: ConfigDict) -> None:
 def _ablated(config: ConfigDict, branches: tuple[str, ...], seed: int) -> ConfigDict:
     ablated = config.copy_and_resolve_references()
     ablated.model.branches, ablated.seed = branches, seed
-    configuration.cascade(ablated)  # Names what cannot be used.
+    configuration.check(ablated)
     return ablated
 
 

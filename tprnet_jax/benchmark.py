@@ -49,6 +49,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: The configuration or the data cannot be used, or the peer is not installed.
     """
     settings = config.benchmark
+    configuration.check(config)
     cascade = configuration.cascade(config)
     sizes = sorted(settings.batches)
     if not sizes or sizes[0] < 1 or any(side < 1 for side in settings.sides):

@@ -86,7 +86,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: There is something fatal; all of it is in `check.json`.
     """
-    configuration.cascade(config)  # A mistake is found before any data is read.
+    configuration.check(config)
     findings = _look_at_folder(config) if config.data.name == "folder" else _look(config)
     result = _result(config, findings)
     workdir.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,12 @@
-"""Every field a configuration has, with its default; files in `configs/` change some of them."""
+"""Every field a configuration has, with its default, what it may be and what it means.
+
+Files in `configs/` change some of them.
+"""
 
 import json
 import math
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -19,114 +23,154 @@ from tprnet_jax.method.topology import CENTRELINES, FIRST_POINTS
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime.errors import UserError
 
-FOLDS = (1, 2)
-CHOICES = {
-    "data.name": ("arcade", "phantom", "folder"),
-    "model.global_fold": FOLDS,
-    "model.local_fold": FOLDS,
-    "model.focal_fold": FOLDS,
-    "model.window_column": WINDOW_COLUMNS,
-    "model.centreline": CENTRELINES,
-    "model.centreline_region": CENTRELINE_REGIONS,
-    "model.first_point": FIRST_POINTS,
-    "model.refinement": REFINEMENTS,
-    "model.dtype": ("float32", "bfloat16"),
-    "topology": TOPOLOGIES,
-    "optim.name": ("sgd", "adamw", "muon"),
-    "optim.schedule": ("poly", "cosine"),
-    "train.refinement": ("", *REFINEMENTS),
-    "eval.split": ("train", "validation", "test", "holdout"),
-    "eval.checkpoint": ("best", "latest"),
+
+class Choice(NamedTuple):
+    """One of several values.
+
+    Attributes:
+        default: The one unless another is set.
+        among: All of them.
+    """
+
+    default: Any
+    among: tuple
+
+
+class Number(NamedTuple):
+    """A number between two bounds, which it may equal.
+
+    Attributes:
+        default: The one unless another is set.
+        low: Smallest.
+        high: Largest; infinite for any finite number.
+    """
+
+    default: float
+    low: float = 0
+    high: float = math.inf
+
+
+_SEED = Number(0, 0, 2**31 - 1)
+_FOLDS = (1, 2)
+_DATA = {
+    "name": Choice("arcade", ("arcade", "phantom", "folder")),
+    "source": "",  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
+    "dir": "",  # Where prepared data sets are kept; empty means TFDS's own folder.
+    # Training images kept out of training, to choose checkpoints and settings on; 0 is none.
+    "holdout": Number(0),
+    "holdout_seed": _SEED,  # Of their choice.
+    "phantom": {
+        "size": 256,  # Side, pixels.
+        "train": 200,  # Number of training phantoms.
+        "validation": 40,  # Number of validation phantoms.
+        "seed": 0,  # Of all that is drawn.
+    },
+    "folder": {
+        "splits": "",  # JSON file of the names of each split; empty means folds.
+        "folds": Number(5, 2),  # Parts that a permutation of the images is cut into.
+        "fold": Number(0),  # The part to validate on; the others train.
+        "seed": _SEED,  # Of the permutation.
+    },
 }
-BOUNDS = {
-    "seed": (0, 2**31 - 1),
-    "data.holdout": (0, math.inf),
-    "data.holdout_seed": (0, 2**31 - 1),
-    "data.folder.folds": (2, math.inf),
-    "data.folder.fold": (0, math.inf),
-    "data.folder.seed": (0, 2**31 - 1),
-    "model.window": (1, math.inf),
-    "model.patch": (1, math.inf),
-    "model.pixels_per_patch": (1, math.inf),
-    "model.max_patches": (1, math.inf),
-    "model.chunk": (1, math.inf),
-    "optim.learning_rate": (0, math.inf),
-    "optim.momentum": (0, 1),
-    "optim.weight_decay": (0, math.inf),
-    "optim.warmup": (0, math.inf),
-    "optim.clip_norm": (0, math.inf),
-    "train.epochs": (1, math.inf),
-    "train.batch": (1, math.inf),
-    "train.ema": (0, 1),
-    "train.focal_from_epoch": (0, math.inf),
-    "train.evaluate_every": (1, math.inf),
-    "train.save_every": (1, math.inf),
-    "train.skip_limit": (1, math.inf),
-    "eval.batch": (1, math.inf),
-    "eval.figures": (0, math.inf),
-    "predict.batch": (1, math.inf),
-    "benchmark.repeats": (1, math.inf),
+_MODEL = {
+    "branches": BRANCHES,  # Table II: leave out "focal", or "local" and "focal".
+    "global_channels": (32, 64, 128, 256, 512, 512, 512, 512),  # A stage each.
+    "local_channels": (32, 64, 128, 256, 512, 512, 512),
+    "focal_channels": (32, 64, 128, 256),
+    "global_fold": Choice(1, _FOLDS),  # Side of the squares of pixels that become channels: 1, or 2
+    "local_fold": Choice(1, _FOLDS),  # for networks at half the resolution, with logits at the
+    "focal_fold": Choice(1, _FOLDS),  # image's own.
+    "guided": False,  # Local and Focal also see the probability of the stages before.
+    "window": Number(448, 1),  # Side a of the local window, pixels.
+    "patch": Number(64, 1),  # Side b of a focal patch, pixels.
+    "pixels_per_patch": Number(64, 1),  # Centreline pixels to one patch.
+    "max_patches": Number(64, 1),  # Most patches an image; a true ARCADE centreline needs 28.
+    "chunk": Number(32, 1),  # Patches that FocalNet takes at once.
+    # Column of the window's centre: that of the rectangle's, or "half_width" (released code).
+    "window_column": Choice("midpoint", WINDOW_COLUMNS),
+    "centreline": Choice("skeletonize", CENTRELINES),  # Or "close_and_thin" (released code).
+    "centreline_region": Choice("window", CENTRELINE_REGIONS),  # Or "image" (released code).
+    # The farthest from the "centroid", or "random", with seed 1 (released code).
+    "first_point": Choice("centroid", FIRST_POINTS),
+    # Or "location_first", "sequential", "canvas_mean"; see `cascade.Cascade`.
+    "refinement": Choice("topology_first", REFINEMENTS),
+    "standardise": False,  # Each image to mean 0 and standard deviation 1.
+    "dtype": Choice("float32", ("float32", "bfloat16")),  # Of the networks' computation.
+}
+_OPTIM = {
+    "name": Choice("sgd", ("sgd", "adamw", "muon")),  # "sgd" is with Nesterov's momentum.
+    "learning_rate": Number(0.01),
+    "momentum": Number(0.99, 0, 1),  # sgd only.
+    "weight_decay": Number(3e-5),
+    "schedule": Choice("poly", ("poly", "cosine")),  # By epoch, exponent 0.9; or by step.
+    "warmup": Number(0.0),  # Epochs of linear warm-up; cosine only.
+    "clip_norm": Number(12.0),  # Largest norm of the gradient of all branches.
+}
+_TRAIN = {
+    "epochs": Number(100, 1),
+    "batch": Number(1, 1),
+    "ema": Number(0.0, 0, 1),  # Decay of the weights' average, which is evaluated; 0 for none.
+    "image_dice": False,  # The loss takes the Dice of each image, not that of the whole batch.
+    "focal_from_epoch": Number(1),  # FocalNet sits out the epochs before.
+    "evaluate_every": Number(1, 1),  # Epochs between two evaluations, each with a checkpoint.
+    "save_every": Number(500, 1),  # Steps between two checkpoints besides.
+    "skip_limit": Number(
+        10, 1
+    ),  # Steps in a row without finite loss or gradient that end it.
+    "refinement": Choice("", ("", *REFINEMENTS)),  # In training; empty means that of the model.
+    "remat": (),  # Branches that compute activations again for the gradient, to save memory.
+    "patch_gradient": True,  # False: the patches' own loss counts, but without a gradient.
+}
+_EVAL = {
+    "split": Choice("validation", ("train", "validation", "test", "holdout")),
+    "checkpoint": Choice("best", ("best", "latest")),  # The best by final Dice.
+    "batch": Number(4, 1),
+    "figures": Number(8),  # Overlays: best, worst and evenly between.
+}
+_PREDICT = {
+    "input": "",  # An image, or a folder of images.
+    "output": "",  # The folder to write masks and overlays to.
+    "batch": Number(1, 1),  # Images of one size at a time; more are faster on a GPU.
+}
+_BENCHMARK = {
+    "batches": (1, 2, 4),  # Sizes of batch; stages and peer are timed with the last.
+    "sides": (),  # Sides of square images, pixels, to time besides, one at a time.
+    "repeats": Number(3, 1),  # Timings that each median is of.
+    "peer": False,  # Time the released system too, in PyTorch.
+}
+FIELDS = {
+    "seed": _SEED,  # Of parameters, order of samples and augmentation.
+    "data": _DATA,
+    # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
+    "augment": augment.Settings()._asdict(),
+    # Where centrelines are found and sampled: "host", or "device" to the same end.
+    "topology": Choice("host", TOPOLOGIES),
+    "model": _MODEL,
+    "optim": _OPTIM,
+    "train": _TRAIN,
+    "eval": _EVAL,
+    "predict": _PREDICT,
+    "benchmark": _BENCHMARK,
+    "convert": {
+        "input": "",  # A PyTorch checkpoint to import into the workdir.
+        "output": "",  # Or the file to export the workdir's checkpoint to.
+    },
+    "ablate": {
+        "seeds": (0,),  # Each ablation is trained with each of them.
+    },
 }
 
 
 def default() -> ConfigDict:
     """The paper's TPRNet on ARCADE; locked, so that an unknown field is an error."""
-    config = ConfigDict()
-    config.seed = 0  # Of parameters, order of samples and augmentation.
+    return ConfigDict(_defaults(FIELDS)).lock()
 
-    config.data = _data()
-    # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
-    config.augment = ConfigDict(augment.Settings()._asdict())
 
-    # Where centrelines are found and sampled: "host", or "device" to the same end.
-    config.topology = "host"
-    config.model = _model()
-    config.optim = optim = ConfigDict()
-    optim.name = "sgd"  # "sgd" (Nesterov momentum), "adamw" or "muon".
-    optim.learning_rate = 0.01
-    optim.momentum = 0.99  # sgd only.
-    optim.weight_decay = 3e-5
-    optim.schedule = "poly"  # "poly" (by epoch, exponent 0.9) or "cosine" (by step).
-    optim.warmup = 0.0  # Epochs of linear warm-up; cosine only.
-    optim.clip_norm = 12.0  # Largest norm of the gradient of all branches.
-
-    config.train = train = ConfigDict()
-    train.epochs = 100
-    train.batch = 1
-    train.ema = 0.0  # Decay of the weights' moving average, which is evaluated; 0 for none.
-    train.image_dice = False  # The loss takes the Dice of each image, not that of the whole batch.
-    train.focal_from_epoch = 1  # FocalNet sits out the epochs before.
-    train.evaluate_every = 1  # Epochs between two evaluations, each with a checkpoint.
-    train.save_every = 500  # Steps between two checkpoints besides.
-    train.skip_limit = 10  # Steps in a row without a finite loss and gradient that end the run.
-    train.refinement = ""  # In training, validation included; empty means that of the model.
-    train.remat = ()  # Branches that compute activations again for the gradient, to save memory.
-    train.patch_gradient = True  # False: the patches' own loss counts, but without a gradient.
-
-    config.eval = evaluate = ConfigDict()
-    evaluate.split = "validation"  # "train", "validation", "test" or "holdout".
-    evaluate.checkpoint = "best"  # "best" (final Dice) or "latest".
-    evaluate.batch = 4
-    evaluate.figures = 8  # Overlays: best, worst and evenly between.
-
-    config.predict = predict = ConfigDict()
-    predict.input = ""  # An image, or a folder of images.
-    predict.output = ""  # The folder to write masks and overlays to.
-    predict.batch = 1  # Images of one size at a time; more are faster on a GPU.
-
-    config.benchmark = benchmark = ConfigDict()
-    benchmark.batches = (1, 2, 4)  # Sizes of batch; stages and peer are timed with the last.
-    benchmark.sides = ()  # Sides of square images, pixels, to time besides, one at a time.
-    benchmark.repeats = 3  # Timings that each median is of.
-    benchmark.peer = False  # Time the released system too, in PyTorch.
-
-    config.convert = convert = ConfigDict()
-    convert.input = ""  # A PyTorch checkpoint to import into the workdir.
-    convert.output = ""  # Or the file to export the workdir's checkpoint to.
-
-    config.ablate = ablate = ConfigDict()
-    ablate.seeds = (0,)  # Each ablation is trained with each of them.
-    return config.lock()
+def _defaults(fields: dict) -> dict:
+    return {
+        name: _defaults(field) if isinstance(field, dict) else getattr(field, "default", field)
+        for name, field in fields.items()
+    }
 
 
 def get_config(path: str) -> ConfigDict:
@@ -144,52 +188,6 @@ def get_config(path: str) -> ConfigDict:
             f"{' '.join(str(error).split())}); give one, or a file such as configs/quickstart.py"
         ) from error
     return config
-
-
-def _data() -> ConfigDict:
-    data = ConfigDict()
-    data.name = "arcade"  # "arcade", "phantom" or "folder".
-    data.source = ""  # Has syntax/ (arcade; empty: download it) or images/ and masks/ (folder).
-    data.dir = ""  # Where prepared data sets are kept; empty means TFDS's own folder.
-    # Training images kept out of training, to choose checkpoints and settings on; 0 is none.
-    data.holdout = 0
-    data.holdout_seed = 0  # Of their choice.
-    data.phantom = ConfigDict()
-    data.phantom.size = 256  # Side, pixels.
-    data.phantom.train = 200  # Number of training phantoms.
-    data.phantom.validation = 40  # Number of validation phantoms.
-    data.phantom.seed = 0  # Of all that is drawn.
-    data.folder = ConfigDict()
-    data.folder.splits = ""  # JSON file of the names of each split; empty means folds.
-    data.folder.folds = 5  # Parts that a permutation of the images is cut into.
-    data.folder.fold = 0  # The part to validate on; the others train.
-    data.folder.seed = 0  # Of the permutation.
-    return data
-
-
-def _model() -> ConfigDict:
-    model = ConfigDict()
-    model.branches = BRANCHES  # Table II: leave out "focal", or "local" and "focal".
-    model.global_channels = (32, 64, 128, 256, 512, 512, 512, 512)  # A stage each.
-    model.local_channels = (32, 64, 128, 256, 512, 512, 512)
-    model.focal_channels = (32, 64, 128, 256)
-    model.global_fold = 1  # Side of the squares of pixels that become channels: 1, or 2 for
-    model.local_fold = 1  # networks at half the resolution, with logits at the image's own.
-    model.focal_fold = 1
-    model.guided = False  # Local and Focal also see the probability of the stages before.
-    model.window = 448  # Side a of the local window, pixels.
-    model.patch = 64  # Side b of a focal patch, pixels.
-    model.pixels_per_patch = 64  # Centreline pixels to one patch.
-    model.max_patches = 64  # Most patches an image; a true ARCADE centreline needs 28 at most.
-    model.chunk = 32  # Patches that FocalNet takes at once.
-    model.window_column = "midpoint"  # Of the rectangle; or "half_width" (released code).
-    model.centreline = "skeletonize"  # Or "close_and_thin" (released code).
-    model.centreline_region = "window"  # Or "image" (released code).
-    model.first_point = "centroid"  # Farthest from it; or "random", with seed 1 (released code).
-    model.refinement = "topology_first"  # Or "location_first", "sequential", "canvas_mean".
-    model.standardise = False  # Each image to mean 0 and standard deviation 1.
-    model.dtype = "float32"  # Of the networks' computation; or "bfloat16".
-    return model
 
 
 def compact(config: ConfigDict) -> None:
@@ -213,18 +211,13 @@ def compact(config: ConfigDict) -> None:
     config.train.ema = 0.999
 
 
-def _check(config: ConfigDict) -> None:
-    """Checks, before any data is read, what needs no data."""
-    for field, (low, high) in BOUNDS.items():
-        value = _value(config, field)
-        if not (low <= value <= high and math.isfinite(value)):
-            upper = "finite" if high == math.inf else f"at most {high}"
-            raise UserError(f"config.{field} is {value}; it must be at least {low} and {upper}")
-    for field, choices in CHOICES.items():
-        value = _value(config, field)
-        if value not in choices:
-            named = ", ".join(map(str, choices))
-            raise UserError(f"config.{field} is {value!r}; choose one of {named}")
+def check(config: ConfigDict) -> None:
+    """Checks, before any data is read, what needs no data.
+
+    Raises:
+        UserError: A field has a value that cannot be used.
+    """
+    _check_fields(FIELDS, config, "config")
     if config.train.ema == 1:
         raise UserError("config.train.ema is 1, so the average never changes; make it less, 0.999")
     if config.data.name == "folder" and not config.data.source:
@@ -252,14 +245,34 @@ def _check(config: ConfigDict) -> None:
         )
 
 
+def _check_fields(fields: dict, config: ConfigDict, path: str) -> None:
+    for name, field in fields.items():
+        value, where = config[name], f"{path}.{name}"
+        if isinstance(field, dict):
+            _check_fields(field, value, where)
+        elif isinstance(field, Choice) and value not in field.among:
+            named = ", ".join(map(str, field.among))
+            raise UserError(f"{where} is {value!r}; choose one of {named}")
+        elif isinstance(field, Number) and not _is_within(value, field.low, field.high):
+            raise UserError(f"{where} is {value}; {_must_be(field.low, field.high)}")
+
+
+def _is_within(value: float, low: float, high: float) -> bool:
+    return low <= value <= high and math.isfinite(value)
+
+
+def _must_be(low: float, high: float) -> str:
+    upper = "finite" if high == math.inf else f"at most {high}"
+    return f"it must be at least {low} and {upper}"
+
+
 def _check_augmentation(fields: ConfigDict) -> None:
     for field, (low, high) in augment.BOUNDS.items():
         value = fields[field]
         given = value if isinstance(value, tuple) else (value,)
-        if not all(low <= v <= high and math.isfinite(v) for v in given) or given[0] > given[-1]:
-            upper = "finite" if high == math.inf else f"at most {high}"
+        if not all(_is_within(v, low, high) for v in given) or given[0] > given[-1]:
             raise UserError(
-                f"config.augment.{field} is {value}; it must be at least {low} and {upper}"
+                f"config.augment.{field} is {value}; {_must_be(low, high)}"
                 + (", and the smaller bound first" if isinstance(value, tuple) else "")
             )
 
@@ -273,12 +286,6 @@ def _check_topology(config: ConfigDict) -> None:
                 f"config.topology is 'device', which has no model.{field}={given!r}, only "
                 f"{only!r}; set config.topology to 'host'"
             )
-
-
-def _value(config: ConfigDict, field: str):
-    for name in field.split("."):
-        config = config[name]
-    return config
 
 
 def _check_branches(model: ConfigDict, remat: tuple[str, ...]) -> None:
@@ -300,12 +307,7 @@ def _check_branches(model: ConfigDict, remat: tuple[str, ...]) -> None:
 
 
 def cascade(config: ConfigDict) -> Cascade:
-    """The networks that a configuration describes.
-
-    Raises:
-        UserError: A field of the configuration has a value that cannot be used.
-    """
-    _check(config)
+    """The networks that a configuration describes; `check` it before."""
     model = config.model
     nets = {
         name: UNet(tuple(model[f"{name}_channels"]), fold=model[f"{name}_fold"], dtype=model.dtype)

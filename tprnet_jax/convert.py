@@ -27,6 +27,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     Raises:
         UserError: Neither or both are given, a file cannot be used, or PyTorch is missing.
     """
+    configuration.check(config)
     cascade = configuration.cascade(config)
     for field in NETWORK:
         value, published = (c.model[field] for c in (config, configuration.default()))

@@ -35,6 +35,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: There is no usable checkpoint or data set, or images to evaluate on were trained
             on, and `config.eval.split` is not "train".
     """
+    configuration.check(config)
     cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)

@@ -28,6 +28,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         UserError: Input, output or checkpoint cannot be used, or, at the end, images were skipped.
     """
     paths = find_images(config.predict.input)
+    configuration.check(config)
     cascade = configuration.cascade(config)
     params, _ = restore(config, workdir, cascade)
     output = _make_output(config.predict.output, paths[0].parent)

@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             writes to the workdir, or loss or gradient are not finite for too long.
         Interrupted: SIGTERM or SIGINT came; the state has been saved.
     """
-    configuration.cascade(config)  # A mistake is found before any data is read.
+    configuration.check(config)
     builder = loader.prepare(config.data)
     splits = "train", loader.choosing_split(config.data)
     source, held_out = (loader.examples(builder, split) for split in splits)
