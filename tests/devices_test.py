@@ -127,7 +127,7 @@ def test_as_many_devices_as_divide_the_batch_share_it():
 def test_one_device_needs_no_mesh():
     assert devices.mesh(3) is None
     rows = np.arange(6).reshape(3, 2)
-    np.testing.assert_array_equal(devices.own_rows(devices.shard(None, rows)), rows)
+    np.testing.assert_array_equal(devices.local_rows(devices.shard(None, rows)), rows)
 
 
 def test_a_batch_that_processes_cannot_share_is_a_users_mistake(monkeypatch):

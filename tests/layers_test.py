@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from tprnet_jax.models import layers
+from tprnet_jax.models import cpu_gradient, layers
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_the_weight_gradient_is_a_sum_over_pixels(stride):
         for j in range(columns):
             field = padded[:, stride * i : stride * i + 3, stride * j : stride * j + 3]
             expected += np.einsum("nabc,nf->abcf", field, gradient[:, i, j])
-    found = jax.jit(layers.weight_gradient, static_argnums=2)(x, gradient, stride)
+    found = jax.jit(cpu_gradient.weight_gradient, static_argnums=2)(x, gradient, stride)
     np.testing.assert_allclose(found, expected, atol=1e-4)
     assert found.dtype == np.float32
 
@@ -88,7 +88,7 @@ def test_the_weight_gradient_of_a_large_image_is_exact_to_rounding():
         ]
         for a in range(3)
     ]
-    weight_gradient = jax.jit(layers.weight_gradient, static_argnums=2)
+    weight_gradient = jax.jit(cpu_gradient.weight_gradient, static_argnums=2)
     found = weight_gradient(x.astype(np.float32), gradient.astype(np.float32), 1)
     assert np.abs(found - np.array(exact)).max() < 2e-6 * np.abs(exact).max()
 

@@ -4,11 +4,11 @@ import math
 import numpy as np
 import pytest
 
-from tprnet_jax.data import scene
+from tprnet_jax.data import anatomy, scene
 
 
 def _tree(index):
-    return scene.grow_tree(np.random.default_rng(index))
+    return anatomy.grow_tree(np.random.default_rng(index))
 
 
 def _canvas(points, radii, size):
@@ -98,13 +98,13 @@ def test_mask_is_exactly_the_centres_inside_the_tree(index, size):
 
 def test_draw_masks_the_tree_of_its_generator():
     rng = np.random.default_rng(np.random.SeedSequence([4, 9]))
-    expected = scene.project(scene.grow_tree(rng), 96) > 0
+    expected = scene.project(anatomy.grow_tree(rng), 96) > 0
     np.testing.assert_array_equal(scene.draw(4, 9, 96)[1], expected * np.uint8(255))
 
 
 def _straight(start, end, radius, parent=-1):
     points = np.linspace(start, end, 20)
-    return scene.Segment(points, np.full(20, float(radius)), parent)
+    return anatomy.Segment(points, np.full(20, float(radius)), parent)
 
 
 def test_crossing_vessels_add_up():
@@ -141,13 +141,13 @@ def test_murray_law_holds_at_every_bifurcation():
 
 def test_murray_angle_of_equal_branches():
     # Murray 1926 gives 74.9 degrees: cos = 2^(1/3) - 1.
-    assert math.degrees(scene.murray_angle(3.0, 3.0)) == pytest.approx(74.93, abs=0.01)
+    assert math.degrees(anatomy.murray_angle(3.0, 3.0)) == pytest.approx(74.93, abs=0.01)
 
 
 def test_trees_stay_in_the_picture_and_visible():
     for index in range(20):
         for segment in _tree(index):
-            assert segment.radii.min() >= scene.MIN_RADIUS
+            assert segment.radii.min() >= anatomy.MIN_RADIUS
             assert segment.points.min() >= 0
             assert segment.points.max() <= 512
 
@@ -155,8 +155,8 @@ def test_trees_stay_in_the_picture_and_visible():
 def test_catheter_is_dark_and_not_in_the_mask():
     for index in range(5):
         rng = np.random.default_rng(np.random.SeedSequence([0, index]))
-        tree = scene.grow_tree(rng)
-        catheter = scene.lay_catheter(rng, tree[0])
+        tree = anatomy.grow_tree(rng)
+        catheter = anatomy.lay_catheter(rng, tree[0])
         assert np.ptp(catheter.radii) == 0
         assert catheter.points[0].min() < 0  # enters from outside
         assert np.linalg.norm(catheter.points[-1] - tree[0].points[0]) < 7  # ends in the ostium

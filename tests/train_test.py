@@ -120,7 +120,7 @@ def test_a_signal_that_comes_while_processes_agree_on_none_stops_the_next_step(
     config, undisturbed = trained
     asked = []
 
-    def of_all(number):
+    def allgather(number):
         """The signal comes after the process has said that it has none."""
         asked.append(number)
         if len(asked) == 2:
@@ -128,7 +128,7 @@ def test_a_signal_that_comes_while_processes_agree_on_none_stops_the_next_step(
         return np.array([number])
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.devices, "of_all", of_all)
+        patch.setattr(train.devices, "allgather", allgather)
         with pytest.raises(Interrupted, match="goes on from step 3"):
             train.run(config, tmp_path)
     train.run(config, tmp_path)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from tprnet_jax import config as configuration
 from tprnet_jax import train
 from tprnet_jax.method.cascade import BRANCHES
-from tprnet_jax.report.tables import COLUMNS
+from tprnet_jax.report.tables import COLUMNS, grid, number
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
 
@@ -106,11 +106,11 @@ def _over_seeds(by_seed: dict[int, dict]) -> dict:
 def table(report: dict) -> str:
     """The paper's Table II, a row for each ablation, from what `summary` returns."""
     several = len(report["seeds"]) > 1
-    width = 17 if several else 11
-    lines = ["", f"{'':22}" + "".join(f"{title:>{width}}" for title in COLUMNS.values())]
+    rows = [("", *COLUMNS.values())]
     for name, branches in ABLATIONS.items():
-        cells = (f"{_cell(report['ablations'][name], key):>{width}}" for key in COLUMNS)
-        lines.append(f"{' + '.join(branches).title():22}" + "".join(cells))
+        cells = (_cell(report["ablations"][name], key) for key in COLUMNS)
+        rows.append((" + ".join(branches).title(), *cells))
+    lines = ["", *grid(rows, first=22, rest=17 if several else 11)]
     lines.append(
         f"Final output on the {report['images']} images of {report['split']}, "
         f"{report['checkpoint']} checkpoint; ASD in pixels."
@@ -124,6 +124,6 @@ def table(report: dict) -> str:
 
 
 def _cell(ablation: dict, key: str) -> str:
-    digits = 2 if key == "asd" else 4
-    numbers = (ablation[part][key] for part in ("mean", "sd") if part in ablation)
-    return " ± ".join(f"{number:.{digits}f}" for number in numbers)
+    return " ± ".join(
+        number(key, ablation[part][key]) for part in ("mean", "sd") if part in ablation
+    )

@@ -110,7 +110,7 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
         own.append((example["name"].decode(), rows, cases))
         progress.update()
     progress.close()
-    parts = devices.gather(own)
+    parts = devices.allgather_json(own)
     names, rows, cases = zip(
         *(parts[index % processes][index // processes] for index in range(len(source))),
         strict=True,

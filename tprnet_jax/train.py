@@ -222,7 +222,7 @@ def _agreed(training: Training, stop: signals.Stop, done: int) -> int:
     """
     if jax.process_count() > 1 and done % AGREE_EVERY and not training.is_saved(done):
         return 0
-    return int(max(devices.of_all(stop.number or 0)))
+    return int(max(devices.allgather(stop.number or 0)))
 
 
 def _save(training: Training, state: State) -> None:
@@ -234,7 +234,7 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     """Evaluates a saved state, and notes how good it is."""
     params = state.evaluated
     if training.trainer.mesh is not None:
-        params = devices.one_copy(params)
+        params = devices.unreplicate(params)
     scores = evaluate.score(
         training.trainer.cascade, params, training.held_out, training.config.eval.batch
     )
@@ -242,7 +242,7 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     progress.evaluated(int(state.step), split, means)
     if devices.is_first():
         checkpoints.write_score(training.manager, int(state.step), means["final"]["dice"])
-    devices.wait_for_all("the score")
+    devices.barrier("the score")
 
 
 def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:

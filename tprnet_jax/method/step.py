@@ -117,7 +117,7 @@ def initial_state(trainer: Trainer, seed: int) -> State:
     """Fresh parameters and optimiser state, on one device."""
     params = init(trainer.cascade, jax.random.key(seed))
     optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
-    average = params if trainer.ema else None
+    average = jax.tree.map(jnp.copy, params) if trainer.ema else None
     return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32), average)
 
 
@@ -133,7 +133,7 @@ def train_step(
 
     Args:
         trainer: Networks, optimiser and schedule.
-        state: Before the step.
+        state: Before the step; it cannot be used again.
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1]; of several processes,
             each gives its own rows of the batch.
         masks: `(batch, height, width, 1)` uint8, 0 or 255, likewise.
@@ -182,17 +182,17 @@ def patches_for_devices(
     Each device has the patches of its own images, and as many chunks as the one with most.
     """
     cascade = trainer.cascade
-    vessel, corner = (devices.own_rows(array) for array in to_sample)
+    vessel, corner = (devices.local_rows(array) for array in to_sample)
     owner, origin = sample_patches(cascade, vessel, corner, tuple(image))
     here, everywhere = trainer.shares
     rows = len(vessel) // here
     each = [owner // rows == device for device in range(here)]
-    most = max(devices.of_all(max(np.count_nonzero(own) for own in each)))
+    most = max(devices.allgather(max(np.count_nonzero(own) for own in each)))
     size = cascade.chunk // everywhere
     of_each = [chunks(size, owner[own] % rows, origin[own], rows, most) for own in each]
     together = zip(*of_each, strict=True)
     stacked = (jax.tree.map(lambda *each: np.concatenate(each), *some) for some in together)
-    total = sum(devices.of_all(len(owner)))
+    total = sum(devices.allgather(len(owner)))
     return [devices.shard(trainer.mesh, chunk) for chunk in stacked], total
 
 
@@ -354,7 +354,7 @@ def _focal_chunk_backward(trainer: Trainer, total, gradient, pullback):
     return devices.on_each(trainer.mesh, backward, ROWS, ROWS)(total, gradient, pullback)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def update(
     trainer: Trainer, state: State, gradients: dict, loss: jax.Array
 ) -> tuple[State, dict[str, jax.Array]]:
@@ -362,7 +362,7 @@ def update(
 
     Args:
         trainer: Optimiser and schedule.
-        state: Before.
+        state: Before; its memory is that of the state after, so it cannot be used again.
         gradients: By branch, each device's own, see `Tape.backward`.
         loss: Of the batch.
     """

@@ -102,7 +102,8 @@ def _crop_truth(vessel: jax.Array, found: ToSample) -> ToSample:
 def train(subject: Subject, batches: Sequence[Batch], clock: "Clock | None" = None) -> State:
     """As `step.train_step`, with the patches on the true centrelines; each step from the last."""
     trainer = subject.trainer(len(batches[0].images))
-    state = devices.replicate(trainer.mesh, subject.state)
+    # A copy, because each step takes its state's memory.
+    state = devices.replicate(trainer.mesh, jax.tree.map(jnp.copy, subject.state))
     clock = clock or Clock(waits=False)
     for batch in batches:
         images, masks = step.on_devices(trainer, *batch)

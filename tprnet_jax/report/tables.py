@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from tprnet_jax.report import metrics
@@ -24,6 +25,18 @@ class Scores(NamedTuple):
     cases: dict[str, list[str | None]]
 
 
+def grid(rows: Iterable[Sequence[str]], first: int, rest: int = 11) -> list[str]:
+    """Lines of a table, its first column to the left and so wide, the others to the right."""
+    return [
+        f"{head:{first}}" + "".join(f"{cell:>{rest}}" for cell in cells) for head, *cells in rows
+    ]
+
+
+def number(metric: str, value: float) -> str:
+    """A metric as the tables print it; distances have two digits."""
+    return f"{value:.{2 if metric == 'asd' else 4}f}"
+
+
 def means(scores: Scores) -> dict[str, dict[str, float]]:
     """Mean metrics of each stage."""
     return {stage: metrics.summarise(rows) for stage, rows in scores.rows.items()}
@@ -41,11 +54,10 @@ def table(result: dict) -> str:
     Args:
         result: What `summary` returns, or an earlier version wrote, with the paper's metrics alone.
     """
-    lines = ["", f"{'':16}" + "".join(f"{title:>11}" for title in COLUMNS.values())]
-    for stage, title in STAGES.items():
-        if stage in result:
-            values = (f"{result[stage][name]:11.{2 if name == 'asd' else 4}f}" for name in COLUMNS)
-            lines.append(f"{title:16}" + "".join(values))
+    rows = [("", *COLUMNS.values())]
+    for stage in filter(result.__contains__, STAGES):
+        rows.append((STAGES[stage], *(number(name, result[stage][name]) for name in COLUMNS)))
+    lines = ["", *grid(rows, first=16)]
     lines.append(f"Mean over {result['images']} images; ASD in pixels.")
     if set(metrics.NAMES) <= set(result["final"]):
         lines.append(_breakdown(result["final"]))
@@ -89,11 +101,10 @@ def of_speed(result: dict) -> str:
 
 
 def _task_lines(name: str, task: dict) -> list[str]:
-    lines = ["", f"{name.capitalize():12}{'images/s':>12}"]
-    rows = [(f"batch {row['batch']}", row) for row in task["batches"]]
-    rows += [(f"side {row['side']}", row) for row in task["sides"]]
-    for label, row in rows:
-        lines.append(f"{label:12}{row['images_per_second']:12.3f}")
+    rows = [(name.capitalize(), "images/s")]
+    for kind, each in (("batch", task["batches"]), ("side", task["sides"])):
+        rows += [(f"{kind} {row[kind]}", f"{row['images_per_second']:.3f}") for row in each]
+    lines = ["", *grid(rows, first=12, rest=12)]
     lines.append(f"Most memory up to here: {task['peak_bytes'] / 2**30:.1f} GiB")
     lines.append(
         f"{task['flops_per_second'] / 1e9:.0f} GFLOP/s, {task['share_of_peak']:.0%} of the "

@@ -224,7 +224,7 @@ def _set_aside(manager: Manager, steps: Sequence[int]) -> None:
             target, number = folder.with_name(f"damaged_{step}_{number}"), number + 1
         os.rename(folder, target)
     if steps:
-        devices.wait_for_all("setting damaged checkpoints aside")
+        devices.barrier("setting damaged checkpoints aside")
         manager.reload()
 
 

@@ -118,7 +118,7 @@ def keep_rows(devices: Mesh | None, tree):
     return jax.lax.with_sharding_constraint(tree, NamedSharding(devices, ROWS))
 
 
-def own_rows(array: jax.Array) -> jax.Array | np.ndarray:
+def local_rows(array: jax.Array) -> jax.Array | np.ndarray:
     """This process's rows of an array divided by `shard`."""
     shards = {s.index[0].start or 0: s.data for s in array.addressable_shards}
     if len(shards) == 1:
@@ -126,19 +126,19 @@ def own_rows(array: jax.Array) -> jax.Array | np.ndarray:
     return np.concatenate(jax.device_get([shards[start] for start in sorted(shards)]))
 
 
-def one_copy(tree):
+def unreplicate(tree):
     """Arrays that are on every device, from this process's first one."""
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
-def of_all(number: int) -> np.ndarray:
+def allgather(number: int) -> np.ndarray:
     """The number that each process gives, in the order of the processes."""
     if jax.process_count() == 1:
         return np.array([number])
     return multihost_utils.process_allgather(np.int32(number))
 
 
-def gather(value) -> list:
+def allgather_json(value) -> list:
     """What each process gives, in the order of the processes.
 
     Args:
@@ -147,11 +147,11 @@ def gather(value) -> list:
     if jax.process_count() == 1:
         return [value]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    padded = np.pad(data, (0, max(of_all(len(data))) - len(data)), constant_values=ord(" "))
+    padded = np.pad(data, (0, max(allgather(len(data))) - len(data)), constant_values=ord(" "))
     return [json.loads(bytes(row)) for row in multihost_utils.process_allgather(padded)]
 
 
-def wait_for_all(what: str) -> None:
+def barrier(what: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
