@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tprnet_jax import config
-from tprnet_jax.method import cascade, inference, optimiser, windows
+from tprnet_jax.method import cascade, inference, optimiser, step, windows
 from tprnet_jax.method.cascade import Cascade
-from tprnet_jax.method.step import State, Trainer, initial_state, train_step
+from tprnet_jax.method.step import State, Trainer, initial_state
 from tprnet_jax.models.unet import UNet
 
 
@@ -16,6 +16,11 @@ def _trainer(tiny, clip_norm, learning_rate, **fields):
     optim = config.default().optim
     optim.update(fields)
     return Trainer(tiny, optimiser.direction(optim), lambda step: learning_rate, clip_norm)
+
+
+def train_step(trainer, state, *rest, **fields):
+    """From a copy, because a step takes the memory of its state."""
+    return step.train_step(trainer, jax.tree.map(jnp.copy, state), *rest, **fields)
 
 
 @pytest.fixture(scope="module")
