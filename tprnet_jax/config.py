@@ -194,7 +194,7 @@ def compact(config: ConfigDict) -> None:
     They fold squares of 2 x 2 pixels into channels, so that they are wide at half the resolution,
     and LocalNet and FocalNet see what the stages before found. They train on a CPU.
     """
-    config.model.global_channels = (16, 32, 64, 128, 128, 128, 128)
+    config.model.global_channels = (32, 64, 96, 192, 192, 192, 192)
     config.model.local_channels = (16, 32, 64, 128, 128, 128)
     config.model.focal_channels = (32, 64, 96)
     config.model.global_fold = config.model.local_fold = config.model.focal_fold = 2
