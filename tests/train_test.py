@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 from signal import SIGINT, SIGTERM, raise_signal
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import run_log
+from tensorboardX.proto import event_pb2
 
 from tprnet_jax import config as configuration
 from tprnet_jax import evaluate, train
@@ -44,7 +46,8 @@ def test_a_run_leaves_what_the_readme_lists(trained):
         "eval/validation/per_image.csv",
         "eval/validation/figures",
     }
-    assert len(figures) == 2
+    assert "curves.png" in figures
+    assert len(figures) == 3
 
 
 def test_config_json_has_configuration_and_versions(trained):
@@ -75,6 +78,24 @@ def test_metrics_say_when_and_how_fast(trained):
     assert times == sorted(times)
     assert times[0].utcoffset() == datetime.timedelta(0)
     assert all(r["images_per_second"] > 0 for r in records if r["split"] == "train")
+
+
+def test_tensorboard_has_what_the_log_has(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.train.tensorboard, config.train.epochs, config.train.focal_from_epoch = True, 1, 0
+    train.run(config, tmp_path)
+    (path,) = (tmp_path / "tensorboard").glob("events.*")
+    content, found = path.read_bytes(), {}
+    while content:  # Records: length, its checksum, an event, its checksum.
+        (length,) = struct.unpack("<Q", content[:8])
+        event = event_pb2.Event.FromString(content[12 : 12 + length])
+        content = content[16 + length :]
+        found |= {(v.tag, event.step): v.simple_value for v in event.summary.value}
+    for line in run_log.lines(tmp_path):
+        for name, value in line.items():
+            if isinstance(value, float):
+                assert found[f"{line['split']}/{name}", line["step"]] == pytest.approx(value)
+    assert ("validation/final_dice", 3) in found
 
 
 def test_a_complete_run_ends_at_once_and_prints_its_table(trained, monkeypatch, capsys):
@@ -163,6 +184,19 @@ def test_a_run_stopped_in_an_evaluation_evaluates_first(trained, tmp_path, monke
     monkeypatch.setattr(evaluate, "score", score)
     train.run(config, tmp_path)
     _assert_same_run(config, tmp_path, undisturbed)
+
+
+def test_a_workdir_deleted_under_a_run_is_noticed_at_the_next_save(trained, tmp_path, monkeypatch):
+    take = train.train_step
+
+    def take_and_delete(trainer, state, *rest):
+        if int(state.step) == 1:
+            shutil.rmtree(tmp_path / "run")
+        return take(trainer, state, *rest)
+
+    monkeypatch.setattr(train, "train_step", take_and_delete)
+    with pytest.raises(UserError, match=r"run/checkpoints was deleted while the run was writing"):
+        train.run(trained[0], tmp_path / "run")
 
 
 def test_augmentation_changes_what_is_learnt_and_resumes_exactly(trained, tmp_path, monkeypatch):

@@ -115,6 +115,7 @@ _TRAIN = {
     "evaluate_every": Number(1, 1),  # Epochs between two evaluations, each with a checkpoint.
     "save_every": Number(500, 1),  # Steps between two checkpoints besides.
     "skip_limit": Number(10, 1),  # Steps in a row without finite loss or gradient that end it.
+    "tensorboard": False,  # Write TensorBoard's files besides; needs tensorboardX.
     "refinement": Choice("", ("", *REFINEMENTS)),  # In training; empty means that of the model.
     "remat": (),  # Branches that compute activations again for the gradient, to save memory.
     "patch_gradient": True,  # False: the patches' own loss counts, but without a gradient.

@@ -146,9 +146,7 @@ def _train(training: Training, stop: signals.Stop) -> None:
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
     scored = checkpoints.is_scored(manager, start)
-    lengths = config.train.epochs, training.per_epoch, batch
-    limit = config.train.skip_limit
-    with Progress(training.workdir, start, scored, *lengths, limit) as progress:
+    with Progress(config.train, training.workdir, training.per_epoch, start, scored) as progress:
         if training.is_evaluated(start) and not scored:
             _validate(training, state, progress)  # It was stopped after the state was saved.
         for step in range(start, training.steps):

@@ -48,6 +48,7 @@ FREE = (
     "train.evaluate_every",
     "train.save_every",
     "train.skip_limit",
+    "train.tensorboard",
     "eval.",
     "predict.",
     "convert.",

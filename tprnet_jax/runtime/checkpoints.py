@@ -136,6 +136,11 @@ def save(manager: Manager, step: int, parts: dict[str, dict]) -> None:
         UserError: This one, or the one that was being saved, cannot be written.
     """
     finish(manager)
+    if not Path(manager.directory).is_dir():
+        raise UserError(
+            f"{manager.directory} was deleted while the run was writing to it, so nothing can be "
+            "saved; start anew"
+        )
     args = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
     args["digests"] = ocp.args.JsonSave({name: _digests(part) for name, part in parts.items()})
     try:

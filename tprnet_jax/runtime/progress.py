@@ -10,7 +10,9 @@ from typing import TextIO
 import jax
 import numpy as np
 import tqdm
+from ml_collections import ConfigDict
 
+from tprnet_jax.report import curves
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
@@ -26,32 +28,24 @@ class Progress:
     """Of a training from some step on. Of several processes, the first one speaks for all.
 
     Args:
+        config: `config.train`.
         workdir: Of the run.
+        per_epoch: Steps to an epoch.
         start: Number of the first step to come.
         scored: Whether the state before it has been evaluated.
-        epochs: Of the whole training.
-        per_epoch: Steps to an epoch.
-        batch: Images to a step.
-        skip_limit: Steps in a row that may not be applied before `NotFinite` is raised.
+
+    Raises:
+        UserError: TensorBoard's files are asked for, and what writes them is not installed.
     """
 
-    def __init__(
-        self,
-        workdir: Path,
-        start: int,
-        scored: bool,
-        epochs: int,
-        per_epoch: int,
-        batch: int,
-        skip_limit: int,
-    ):
-        self.epochs, self.per_epoch = epochs, per_epoch
-        self.batch, self.skip_limit = batch, skip_limit
+    def __init__(self, config: ConfigDict, workdir: Path, per_epoch: int, start: int, scored: bool):
+        self.config, self.workdir, self.per_epoch = config, workdir, per_epoch
+        self.board = _board(workdir, start) if config.tensorboard and devices.is_first() else None
         self.log = open_log(workdir / "metrics.jsonl", start, scored)
         self.pending, self.written = None, (start, time.monotonic())
         self.bar = tqdm.tqdm(
-            total=epochs * per_epoch * batch,
-            initial=start * batch,
+            total=config.epochs * per_epoch * config.batch,
+            initial=start * config.batch,
             unit="image",
             smoothing=0.05,
             disable=not devices.is_first(),
@@ -63,6 +57,8 @@ class Progress:
     def __exit__(self, *error):
         self.bar.close()
         self.log.close()
+        if self.board is not None:
+            self.board.close()
 
     def end_step(self, step: int, scalars: dict, examples: dict) -> None:
         """Takes what `train_step` returned for these examples.
@@ -84,8 +80,8 @@ class Progress:
         values = {name: value.item() for name, value in jax.device_get(scalars).items()}
         skipped = values.pop("skipped")
         epoch = step // self.per_epoch + 1
-        self.bar.set_description(f"epoch {epoch}/{self.epochs}", refresh=False)
-        self.bar.update(self.batch)
+        self.bar.set_description(f"epoch {epoch}/{self.config.epochs}", refresh=False)
+        self.bar.update(self.config.batch)
         self.bar.set_postfix(loss=f"{values['loss']:.3f}", refresh=False)
         if skipped:
             self._not_applied(step, values, examples, skipped)
@@ -97,14 +93,14 @@ class Progress:
         """Images a second since it was last asked."""
         before, now = self.written, (step + 1, time.monotonic())
         self.written = now
-        return round((now[0] - before[0]) * self.batch / max(now[1] - before[1], 1e-9), 3)
+        return round((now[0] - before[0]) * self.config.batch / max(now[1] - before[1], 1e-9), 3)
 
     def _not_applied(self, step: int, values: dict, examples: dict, skipped: int) -> None:
         report = _report(step, values, examples)
         say(f"warning: {report}; it was not applied")
         names = [name.decode() for name in examples["name"]]
         self._write({"step": step, "split": "train", "skipped": names})
-        if skipped >= self.skip_limit:
+        if skipped >= self.config.skip_limit:
             raise NotFinite(f"{skipped} steps in a row were not applied: {report}")
 
     def evaluated(self, step: int, split: str, means: dict[str, dict[str, float]]) -> None:
@@ -121,11 +117,18 @@ class Progress:
             for name, value in metrics.items()
         }
         self._write({"step": step, "split": split, **values})
+        if devices.is_first():
+            lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
+            write_whole(self.workdir / "curves.png", curves.draw(list(map(json.loads, lines))))
         dice = "  ".join(f"{stage} {metrics['dice']:.4f}" for stage, metrics in means.items())
         name = "hold-out" if split == "holdout" else split
         say(f"step {step}: {name} Dice  {dice}")
 
     def _write(self, record: dict) -> None:
+        if self.board is not None:
+            for name, value in record.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{record['split']}/{name}", value, record["step"])
         record["time"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         try:
             self.log.write(json.dumps(record) + "\n")
@@ -135,6 +138,17 @@ class Progress:
                 f"{self.log.name} cannot be written ({error.strerror}); free space, and the same "
                 "command goes on from the last checkpoint"
             ) from error
+
+
+def _board(workdir: Path, start: int):
+    """What writes TensorBoard's files; what it wrote of the steps to come is hidden."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            "config.train.tensorboard needs tensorboardX; install it with pip install tensorboardX"
+        ) from error
+    return SummaryWriter(str(workdir / "tensorboard"), purge_step=start)
 
 
 def say(text: str) -> None:
