@@ -13,8 +13,8 @@ trains for 60 epochs, which has not been done to the end yet.
 
 trains a narrower GlobalNet, which learns as much in a short time, for five epochs on all training
 images, without a hold-out: 60 CPU minutes on two cores of an Intel Xeon (Sapphire Rapids) that did
-other work for a third of the time (seed 0, commit 9e0212d). Mean over the 200 images of the official
-validation split:
+other work for a third of the time (seed 0, commit 9e0212d). Mean over the 200 images of the
+official validation split:
 
                     Dice     IoU  Precision  Recall   ASD
     global        0.8082  0.6859     0.8406  0.7888  6.06
