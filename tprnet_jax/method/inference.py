@@ -84,7 +84,7 @@ def segment(
     copies = _copies(params)
     pairs = zip(itertools.cycle(copies), batches, strict=False)
     if cascade.topology == "device":
-        sent = ((whole(cascade, copy, images), images.shape[2]) for copy, images in pairs)
+        sent = (_sent(whole(cascade, copy, images), images.shape[2]) for copy, images in pairs)
     else:
         jobs = (
             Job(
@@ -161,9 +161,12 @@ def beside_the_host(jobs: Iterable[Job], behind: int = 1) -> Iterator[tuple[jax.
     with ThreadPoolExecutor(1) as host:
         begun = ((_begin(job, host), job.width) for job in jobs)
         for rest, width in _behind(begun, behind):
-            bits = rest()
-            bits.copy_to_host_async()
-            yield bits, width
+            yield _sent(rest(), width)
+
+
+def _sent(bits: jax.Array, width: int) -> tuple[jax.Array, int]:
+    bits.copy_to_host_async()
+    return bits, width
 
 
 def _begin(job: Job, host: Executor) -> Callable:
