@@ -39,12 +39,13 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         Interrupted: SIGTERM or SIGINT came; the state has been saved.
     """
     configuration.check(config)
+    mesh = devices.mesh(config.train.batch)
     builder = loader.prepare(config.data)
     splits = "train", loader.choosing_split(config.data)
     source, held_out = (loader.examples(builder, split) for split in splits)
     loader.examples(builder, config.eval.split)  # Better missed now than after the training.
     per_epoch = _steps_per_epoch(len(source), config.train.batch)
-    trainer = make_trainer(config, per_epoch, devices.mesh(config.train.batch))
+    trainer = make_trainer(config, per_epoch, mesh)
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
