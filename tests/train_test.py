@@ -418,6 +418,8 @@ def test_a_holdout_that_was_trained_on_is_refused(held_out, tmp_path):
     with pytest.raises(UserError, match=r"1 of the 3 images to evaluate on \(train_0000\d\.png\)"):
         evaluate.run(config, workdir)
     assert set(workdir.rglob("*")) == before
+    config.eval.split = "validation"  # Has images of its own, whatever their names.
+    assert evaluate.run(config, workdir)["images"] == 3
     config.eval.split = "train"  # Asked for by name.
     assert evaluate.run(config, workdir)["images"] == 3
 

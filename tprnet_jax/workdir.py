@@ -162,7 +162,8 @@ def trained_on(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     known = _flat(before.to_dict())
     stored = {f: v for f, v in _flat(_stored(path)["data"]).items() if f in known}
     before.update_from_flattened_dict(stored)
-    if before.name != now.name or (now.name == "folder" and before.source != now.source):
+    which = {"folder": "source", "phantom": "phantom"}.get(now.name, "name")
+    if before.name != now.name or before[which] != now[which]:
         return None
     before.source, before.dir = now.source, now.dir
     return before
