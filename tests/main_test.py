@@ -28,11 +28,11 @@ def _run(*arguments, **variables):
         (("--config=configs/absent.py",), "--config=configs/absent.py cannot be read"),
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
         (
-            ("--config=configs/quickstart.py:small",),
-            "--config=configs/quickstart.py takes no argument; leave out :small",
+            ("--config", "configs/quickstart.py:small"),
+            "this configuration file takes no argument; leave out the colon",
         ),
         (
-            ("--config=configs/results/tprnet_small.json",),
+            ("--config", "configs/results/tprnet_small.json"),
             "--config=configs/results/tprnet_small.json is not the config.json of a run",
         ),
         (

@@ -94,6 +94,7 @@ def _one_program(cascade: Cascade, params: dict, images: jax.Array, vessel: jax.
     )
 
 
+@jax.jit
 def _crop_truth(vessel: jax.Array, found: ToSample) -> ToSample:
     cropped = windows.crop(vessel, found.origin, found.vessel.shape[1:])
     return found._replace(vessel=cropped[..., 0])
@@ -117,7 +118,7 @@ def train(subject: Subject, batches: Sequence[Batch], clock: "Clock | None" = No
 
 
 def _share_truth(trainer: Trainer, masks: jax.Array, clock: "Clock", found: ToSample):
-    truth = jax.jit(_crop_truth)(masks > 127, found)
+    truth = _crop_truth(masks > 127, found)
     patches = step.patches_for_devices(trainer, truth, masks.shape[1:3])
     return clock.watch("sampling", patches)
 

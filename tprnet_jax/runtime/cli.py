@@ -80,7 +80,7 @@ def parse(argv: list[str]) -> list[str]:
         print(f"tprnet-jax {tprnet_jax.__version__}, JAX {jax.__version__}")
         sys.exit(0)
     try:
-        rest = flags.FLAGS([_saved_is_run(argument) for argument in argv])
+        rest = flags.FLAGS([*map(_saved_is_run, ["", *argv], argv)])
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; options have the form --name=value")
         _check_config()
@@ -97,12 +97,12 @@ def parse(argv: list[str]) -> list[str]:
         fail(f"the configuration file cannot be run ({type(error).__name__}: {error}); mend it")
 
 
-def _saved_is_run(argument: str) -> str:
-    """The flag, where it gives the config.json of a run, as a configuration file with argument."""
-    name, _, value = argument.partition("=")
-    if name.lstrip("-") != "config" or not value.endswith(".json"):
+def _saved_is_run(before: str, argument: str) -> str:
+    """The argument, where it gives the config.json of a run, as a configuration file with one."""
+    name = "" if before.lstrip("-") == "config" else "--config="
+    if not argument.startswith(name) or not argument.endswith(".json"):
         return argument
-    return f"{name}={SAVED}:{value}"
+    return f"{name}{SAVED}:{argument.removeprefix(name)}"
 
 
 def _unknown_field(error: KeyError) -> str:
@@ -187,14 +187,8 @@ def fail(reason) -> None:
     # ml_collections wraps what a configuration file raises in its whole traceback.
     text = text.strip().splitlines()[-1] if "Traceback" in text else " ".join(text.split())
     if "get_config() takes 0 positional arguments" in text:
-        path, _, argument = _given_config().partition(":")
-        text = f"--config={path} takes no argument; leave out :{argument}"
+        text = "this configuration file takes no argument; leave out the colon and what follows it"
     sys.exit(f"error: {text}")
-
-
-def _given_config() -> str:
-    given = [a.partition("=")[2] for a in sys.argv if a.lstrip("-").startswith("config=")]
-    return given[-1]
 
 
 def leave(interrupt: KeyboardInterrupt) -> None:
