@@ -74,9 +74,9 @@ class Run:
         return output
 
     def stop(self, number, when):
-        """Trains until `when(self)`, then sends a signal; what was printed, and the status."""
+        """Trains until `when()`, then sends a signal; what was printed, and the status."""
         process = self.start()
-        while not when(self):
+        while not when():
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.0005)
         process.send_signal(number)
@@ -89,6 +89,11 @@ class Run:
     def steps(self):
         """Steps of the checkpoints that are complete."""
         return [int(name) for name in self.names() if name.isdigit()]
+
+    def reaches(self, moment):
+        """Tells when a start from here on has saved step `moment` or a later one."""
+        before = max(self.steps(), default=0)
+        return lambda: max(self.steps(), default=0) >= max(moment, before + 1)
 
     def is_saving(self):
         return any("tmp" in name for name in self.names())
@@ -121,7 +126,7 @@ def moments():
     seed = random.randrange(10**6)
     print(f"random moments of seed {seed}")
     rng = random.Random(seed)
-    return rng.randint(3, 12), rng.randint(15, 20), rng.randint(23, 34)
+    return rng.randint(3, 9), rng.randint(13, 18), rng.randint(22, 28)
 
 
 def test_killed_at_three_moments_it_ends_bit_for_bit_alike(
@@ -129,13 +134,10 @@ def test_killed_at_three_moments_it_ends_bit_for_bit_alike(
 ):
     run = Run(settings, tmp_path / "run")
     for moment in moments[:2]:
-        run.stop(signal.SIGKILL, lambda run, m=moment: max(run.steps(), default=0) >= m)
+        run.stop(signal.SIGKILL, run.reaches(moment))
     torn = False
     while not torn and max(run.steps()) < STEPS:
-        run.stop(
-            signal.SIGKILL,
-            lambda run: max(run.steps()) >= moments[2] and run.is_saving(),
-        )
+        run.stop(signal.SIGKILL, lambda: max(run.steps()) >= moments[2] and run.is_saving())
         torn = run.is_saving()
     assert torn, "no save was caught in the middle"
     assert "Going on from step" in run.finish()
@@ -148,9 +150,7 @@ def test_terminated_at_three_moments_it_ends_bit_for_bit_alike(
 ):
     run = Run(settings, tmp_path / "run")
     for moment in moments:
-        output, status = run.stop(
-            signal.SIGTERM, lambda run, m=moment: max(run.steps(), default=0) >= m
-        )
+        output, status = run.stop(signal.SIGTERM, run.reaches(moment))
         assert status == 128 + signal.SIGTERM
         step = int(re.search(r"error: interrupted; .* goes on from step (\d+)$", output.strip())[1])
         assert step == max(run.steps()) >= moment
