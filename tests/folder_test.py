@@ -54,13 +54,13 @@ def prepare(source, splits="", folds=3, fold=0, seed=0):
 
 
 def names(dataset, split):
-    return [example["name"].decode() for example in dataset.as_data_source(split)]
+    return [example["name"].decode() for example in dataset[split]]
 
 
 def only(source, capsys):
     """The one example of a folder whose split file names a alone, and what was printed."""
     dataset = prepare(source, split_file(source, {"test": ["a"]}))
-    return dataset.as_data_source("test")[0], capsys.readouterr().out
+    return dataset["test"][0], capsys.readouterr().out
 
 
 # ---- Examples ------------------------------------------------------------------------------------
@@ -68,9 +68,8 @@ def only(source, capsys):
 
 def test_examples_are_those_of_the_files(source):
     dataset = prepare(source, split_file(source, {"train": ["b", "a"], "validation": ["f"]}))
-    assert dataset.name == "folder"
-    assert dataset.info.splits == ("train", "validation")
-    examples = list(dataset.as_data_source("train"))
+    assert tuple(dataset) == ("train", "validation")
+    examples = list(dataset["train"])
     assert [example["name"] for example in examples] == [b"b.png", b"a.png"]
     for example, value in zip(examples, (20, 10), strict=True):
         assert example["image"].dtype == example["mask"].dtype == np.uint8
@@ -111,7 +110,7 @@ def test_colour_becomes_grey_and_is_counted(source, capsys):
     images = {
         example["name"]: example["image"]
         for split in ("train", "validation")
-        for example in dataset.as_data_source(split)
+        for example in dataset[split]
     }
     assert np.unique(images[b"a.png"]).tolist() == [117]  # 0.587 * 200
     np.testing.assert_array_equal(images[b"b.png"], picture(20)[..., None])
@@ -132,7 +131,7 @@ def test_sixteen_bits_make_all_images_float(source, capsys):
     write(source / "images" / "a.png", deep)
     dataset = prepare(source, split_file(source, {"train": ["a"], "validation": ["b"]}))
     assert "1 of 2 images of more than 8 bits, each stretched over" in capsys.readouterr().out
-    train, validation = (dataset.as_data_source(s)[0]["image"] for s in ("train", "validation"))
+    train, validation = (dataset[s][0]["image"] for s in ("train", "validation"))
     assert train.dtype == validation.dtype == np.float32
     assert train.shape == validation.shape == (12, 10, 1)
     assert [train[0, 0, 0], train[1, 0, 0], train[2, 0, 0]] == [1, 0.25, 0]
@@ -154,7 +153,7 @@ def test_one_line_is_printed(source, capsys):
 
 def test_nothing_is_written_and_a_source_survives_pickling(source):
     before = sorted(source.rglob("*"))
-    copy = pickle.loads(pickle.dumps(prepare(source).as_data_source("train")))
+    copy = pickle.loads(pickle.dumps(prepare(source)["train"]))
     assert len(copy) == 4
     assert copy[0]["image"].shape == (12, 10, 1)
     assert sorted(source.rglob("*")) == before
@@ -163,7 +162,7 @@ def test_nothing_is_written_and_a_source_survives_pickling(source):
 def test_a_file_that_is_damaged_later_is_named_when_it_is_read(source):
     dataset = prepare(source, split_file(source, {"train": ["a", "b"]}))
     (source / "masks" / "b.png").write_bytes(b"")
-    train = dataset.as_data_source("train")
+    train = dataset["train"]
     assert train[0]["name"] == b"a.png"
     with pytest.raises(UserError, match=r"masks/b\.png \(0 bytes\) is damaged"):
         train[1]
@@ -307,7 +306,7 @@ def test_a_split_file_leaves_out_what_it_does_not_name(source):
     (source / "masks" / "f.png").unlink()
     (source / "images" / "e.png").write_bytes(b"damaged")
     dataset = prepare(source, split_file(source, {"train": ["a.png", "b.JPG"], "test": ["c"]}))
-    assert dataset.info.splits == ("train", "test")
+    assert tuple(dataset) == ("train", "test")
     assert names(dataset, "train") == ["a.png", "b.png"]
 
 

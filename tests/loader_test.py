@@ -1,6 +1,5 @@
 import itertools
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -91,28 +90,21 @@ def test_absent_split_is_named(tmp_path):
     data = configuration.default().data
     data.name, data.dir = "phantom", str(tmp_path)
     data.phantom.size, data.phantom.train, data.phantom.validation = 32, 2, 1
-    builder = loader.prepare(data)
-    assert len(loader.examples(builder, "train")) == 2
-    with pytest.raises(UserError, match=r"phantom has no split test, only train, validation"):
-        loader.examples(builder, "test")
+    sources = loader.prepare(data)
+    assert len(loader.examples(sources, "train")) == 2
+    with pytest.raises(UserError, match=r"the data set has no split test, only train, validation"):
+        loader.examples(sources, "test")
 
 
 # ---- The hold-out --------------------------------------------------------------------------------
 
 
-class _DataSet:
+def _sources(*twins):
     """Six training examples, the images of some of which are made equal, and one of validation."""
-
-    name = "tiny"
-    info = SimpleNamespace(splits=("train", "validation"))
-
-    def __init__(self, *twins):
-        self.train = _source(6)
-        for first, second in twins:
-            self.train[second]["image"] = self.train[first]["image"].copy()
-
-    def as_data_source(self, split):
-        return self.train if split == "train" else _source(1)
+    train = _source(6)
+    for first, second in twins:
+        train[second]["image"] = train[first]["image"].copy()
+    return {"train": train, "validation": _source(1)}
 
 
 def _numbers(data_set, split):
@@ -131,16 +123,16 @@ def _numbers(data_set, split):
     ],
 )
 def test_the_first_of_a_permutation_without_a_twin_are_held_out(twins, train, holdout):
-    data_set = loader.HeldOut(_DataSet(*twins), 2, seed=0)
+    data_set = loader.hold_out(_sources(*twins), 2, seed=0)
     assert _numbers(data_set, "train") == train
     assert _numbers(data_set, "holdout") == holdout
     assert _numbers(data_set, "validation") == [0]
 
 
 def test_equal_bytes_in_another_shape_are_no_twin():
-    data_set = _DataSet((0, 1))
-    data_set.train[1]["image"] = data_set.train[1]["image"].reshape(2, 8, 1)
-    assert len(_numbers(loader.HeldOut(data_set, 5, seed=0), "holdout")) == 5
+    data_set = _sources((0, 1))
+    data_set["train"][1]["image"] = data_set["train"][1]["image"].reshape(2, 8, 1)
+    assert len(_numbers(loader.hold_out(data_set, 5, seed=0), "holdout")) == 5
 
 
 @pytest.mark.parametrize(
@@ -154,14 +146,14 @@ def test_equal_bytes_in_another_shape_are_no_twin():
 )
 @pytest.mark.parametrize("split", ["train", "holdout"])
 def test_a_holdout_that_is_too_large_is_named(twins, count, message, split):
-    data_set = loader.HeldOut(_DataSet(*twins), count, seed=0)
+    data_set = loader.hold_out(_sources(*twins), count, seed=0)
     with pytest.raises(UserError, match=r"^config\.data\." + message):
         loader.examples(data_set, split)
 
 
 @pytest.mark.parametrize(("twins", "most"), [([], 5), ([(0, 1)], 4)])
 def test_the_largest_holdout_leaves_an_image_and_the_twins(twins, most):
-    data_set = loader.HeldOut(_DataSet(*twins), most, seed=0)
+    data_set = loader.hold_out(_sources(*twins), most, seed=0)
     assert len(_numbers(data_set, "holdout")) == most
     assert len(_numbers(data_set, "train")) == 6 - most
 
@@ -182,7 +174,7 @@ def _names(data_set, split):
 def test_holdout_and_rest_are_disjoint_and_complete_and_a_function_of_their_seed(tmp_path):
     whole = _names(_phantoms(tmp_path), "train")
     held_out = _phantoms(tmp_path, **{"data.holdout": 3})
-    assert held_out.info.splits == ("train", "validation", "holdout")
+    assert tuple(held_out) == ("train", "validation", "holdout")
     train, holdout = (_names(held_out, split) for split in ("train", "holdout"))
     assert (len(train), len(holdout)) == (6, 3)
     assert sorted(train + holdout) == whole
@@ -196,7 +188,9 @@ def test_holdout_and_rest_are_disjoint_and_complete_and_a_function_of_their_seed
 
 def test_without_a_holdout_there_is_no_such_split(tmp_path):
     data_set = _phantoms(tmp_path)
-    with pytest.raises(UserError, match=r"phantom has no split holdout, only train, validation"):
+    with pytest.raises(
+        UserError, match=r"the data set has no split holdout, only train, validation"
+    ):
         loader.examples(data_set, "holdout")
     assert loader.choosing_split(configuration.default().data) == "validation"
 

@@ -253,8 +253,8 @@ def planted(monkeypatch):
     """A NaN in one training image."""
     examples = loader.examples
 
-    def plant(builder, split):
-        source = examples(builder, split)
+    def plant(sources, split):
+        source = examples(sources, split)
         return _with_nan(source, 2) if split == "train" else source
 
     monkeypatch.setattr(loader, "examples", plant)
@@ -362,9 +362,9 @@ def held_out(trained, tmp_path_factory):
     config.data.holdout, config.eval.split = 2, "holdout"
     examples, splits = loader.examples, set()
 
-    def note(builder, split):
+    def note(sources, split):
         splits.add(split)
-        return examples(builder, split)
+        return examples(sources, split)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loader, "examples", note)
@@ -519,7 +519,7 @@ def test_an_absent_split_is_named_before_training(trained, tmp_path, monkeypatch
     monkeypatch.delattr(train, "train_step")
     config = trained[0].copy_and_resolve_references()
     config.eval.split = "test"
-    with pytest.raises(UserError, match=r"phantom has no split test, only train, validation"):
+    with pytest.raises(UserError, match=r"the data set has no split test, only train, validation"):
         train.run(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -106,12 +106,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 def _look(config: ConfigDict) -> Findings:
     """Looks at a data set that has been checked when it was prepared."""
     try:
-        builder = loader.prepare_whole(config.data)
+        sources = loader.prepare_whole(config.data)
     except UserError as error:
         return Findings([], fatal=[str(error)])
     sights = []
-    for split in builder.info.splits:
-        source = loader.examples(builder, split)
+    for split, source in sources.items():
         look = functools.partial(_look_at_example, split, source)
         sights += folder.in_threads(look, range(len(source)), f"Checking {split}")
     return Findings(sights)

@@ -40,10 +40,10 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     """
     configuration.check(config)
     mesh = devices.mesh(config.train.batch)
-    builder = loader.prepare(config.data)
+    sources = loader.prepare(config.data)
     splits = "train", loader.choosing_split(config.data)
-    source, held_out = (loader.examples(builder, split) for split in splits)
-    loader.examples(builder, config.eval.split)  # Better missed now than after the training.
+    source, held_out = (loader.examples(sources, split) for split in splits)
+    loader.examples(sources, config.eval.split)  # Better missed now than after the training.
     per_epoch = _steps_per_epoch(len(source), config.train.batch)
     trainer = make_trainer(config, per_epoch, mesh)
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import jax
 from absl import logging
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 import tprnet_jax
@@ -159,8 +160,8 @@ def trained_on(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     if not path.is_file():
         return None
     before = configuration.default().data
-    known = _flat(before.to_dict())
-    stored = {f: v for f, v in _flat(_stored(path)["data"]).items() if f in known}
+    known = flatten_dict(before.to_dict(), sep=".")
+    stored = {f: v for f, v in flatten_dict(_stored(path)["data"], sep=".").items() if f in known}
     before.update_from_flattened_dict(stored)
     which = {"folder": "source", "phantom": "phantom"}.get(now.name, "name")
     if before.name != now.name or before[which] != now[which]:
@@ -175,8 +176,8 @@ def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:
         return []
     # What a run was started without, it had as the default.
     before = json.loads(json.dumps(configuration.default().to_dict()))
-    stored = _flat(before) | _flat(_stored(path))
-    given = _flat(json.loads(json.dumps(config.to_dict())))
+    stored = flatten_dict(before, sep=".") | flatten_dict(_stored(path), sep=".")
+    given = flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
     return [
         (field, stored[field], given[field]) for field in given if stored[field] != given[field]
     ]
@@ -187,13 +188,3 @@ def _stored(path: Path) -> dict:
     if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise UserError(f"{path} has no configuration; bring back a copy, or start anew elsewhere")
     return stored["config"]
-
-
-def _flat(fields: dict, prefix: str = "") -> dict:
-    flat = {}
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,7 +42,11 @@ class Layout(NamedTuple):
 
 
 class Source:
-    """Random access to the examples of a split, each decoded when it is asked for."""
+    """Random access to the examples of a split, each decoded when it is asked for.
+
+    They have `image` and `mask` (0 or 255), both uint8 (height, width, 1), and `name`, the image's
+    file name as bytes; images are float32 in [0, 1] if any file has more than 8 bits.
+    """
 
     def __init__(self, pairs: Sequence[Pair], floating: bool):
         self._pairs, self._floating = pairs, floating
@@ -62,25 +65,7 @@ class Source:
         return {"image": image[..., None], "mask": reading.mask[..., None], "name": name}
 
 
-class Folder:
-    """A checked folder, with what the project uses of a TFDS builder.
-
-    Examples have `image` and `mask` (0 or 255), both uint8 (height, width, 1), and `name`, the
-    image's file name as bytes. If any file has more than 8 bits, all images are float32 in [0, 1].
-    """
-
-    name = "folder"
-
-    def __init__(self, splits: dict[str, list[Pair]], floating: bool):
-        self._pairs, self._floating = splits, floating
-        self.info = SimpleNamespace(splits=tuple(splits))
-
-    def as_data_source(self, split: str) -> Source:
-        """The examples of a split, in the order of the split file, or of their names."""
-        return Source(self._pairs[split], self._floating)
-
-
-def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> Folder:
+def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> dict[str, Source]:
     """Reads every file once, and says in one line what training will make of them.
 
     Args:
@@ -90,6 +75,9 @@ def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> Folde
         folds: Into how many parts a permutation of all images is cut.
         fold: The part that is "validation", counted from 0; the others are "train".
         seed: Of the permutation.
+
+    Returns:
+        The examples of each split, in the order of the split file, or of their names.
 
     Raises:
         UserError: There is something that training would trip over; the first such thing.
@@ -108,7 +96,8 @@ def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> Folde
             "nothing to learn; give masks with vessels"
         )
     print(describe(layout, everything))
-    return Folder(layout.splits, any("deep" in reading.traits for reading in everything))
+    floating = any("deep" in reading.traits for reading in everything)
+    return {split: Source(pairs, floating) for split, pairs in layout.splits.items()}
 
 
 def in_threads(function: Callable, items: Iterable, description: str) -> list:

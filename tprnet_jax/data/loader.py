@@ -4,8 +4,7 @@ import functools
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from types import SimpleNamespace
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
@@ -15,46 +14,39 @@ from tprnet_jax.data import arcade, folder, phantom
 from tprnet_jax.runtime.errors import UserError
 
 
-class Subset:
-    """Random access to the examples of a source that have the given indices, in their order."""
+class Part:
+    """Random access to a part of a source's examples, in their order.
 
-    def __init__(self, source, indices: Sequence[int]):
-        self._source, self._indices = source, indices
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, index: int) -> dict:
-        return self._source[self._indices[index]]
-
-
-class HeldOut:
-    """A data set with a part of its split "train" as the split "holdout"; the rest is "train".
-
-    It has what the project uses of a TFDS builder.
+    Args:
+        source: Examples by index.
+        indices: Gives the indices of the part; asked once, when an example or their number is.
     """
 
-    def __init__(self, builder, count: int, seed: int):
-        self.name = builder.name
-        self.info = SimpleNamespace(splits=(*builder.info.splits, "holdout"))
-        self._builder, self._count, self._seed = builder, count, seed
+    def __init__(self, source, indices: Callable[[], Sequence[int]]):
+        self._source, self._indices = source, functools.cache(indices)
 
-    def as_data_source(self, split: str):
-        """The examples of a split, those of "train" and "holdout" in the order they had."""
-        if split not in ("train", "holdout"):
-            return self._builder.as_data_source(split)
-        source, chosen = self._chosen
-        of_split = [i for i in range(len(source)) if (i in chosen) == (split == "holdout")]
-        return Subset(source, of_split)
+    def __len__(self) -> int:
+        return len(self._indices())
 
-    @functools.cached_property
-    def _chosen(self) -> tuple:
-        """All training examples, and the indices of those held out."""
-        source = self._builder.as_data_source("train")
+    def __getitem__(self, index: int) -> dict:
+        return self._source[self._indices()[index]]
+
+
+def hold_out(sources: dict, count: int, seed: int) -> dict:
+    """Sources by split, a part of "train" being "holdout" instead; see `choose_holdout`."""
+    train = sources["train"]
+
+    @functools.cache
+    def chosen() -> set[int]:
         pictures = folder.in_threads(
-            lambda index: _digest(source[index]["image"]), range(len(source)), "Looking for twins"
+            lambda index: _digest(train[index]["image"]), range(len(train)), "Looking for twins"
         )
-        return source, choose_holdout(pictures, self._count, self._seed)
+        return choose_holdout(pictures, count, seed)
+
+    def part(of_holdout: bool) -> Part:
+        return Part(train, lambda: [i for i in range(len(train)) if (i in chosen()) == of_holdout])
+
+    return {**sources, "train": part(False), "holdout": part(True)}
 
 
 def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
@@ -93,47 +85,50 @@ def choosing_split(config: ConfigDict) -> str:
     return "holdout" if config.holdout else "validation"
 
 
-def prepare(config: ConfigDict):
+def prepare(config: ConfigDict) -> dict:
     """Prepares the data set that a configuration names, with its hold-out if it has one.
 
     Args:
         config: `config.data`.
 
     Returns:
-        A TFDS builder, or what the project uses of one, whose examples have "image" `(height,
-        width, 1)` uint8, "mask" likewise with 0 and 255, and "name".
+        By split, random access to its examples, which have "image" `(height, width, 1)` uint8 (or
+        float32 in [0, 1]), "mask" likewise with 0 and 255, and "name".
 
     Raises:
         UserError: The source is unusable, or the data cannot be written.
     """
-    builder = prepare_whole(config)
-    if not config.holdout or "train" not in builder.info.splits:
-        return builder
-    return HeldOut(builder, config.holdout, config.holdout_seed)
+    sources = prepare_whole(config)
+    if not config.holdout or "train" not in sources:
+        return sources
+    return hold_out(sources, config.holdout, config.holdout_seed)
 
 
-def prepare_whole(config: ConfigDict):
+def prepare_whole(config: ConfigDict) -> dict:
     """As `prepare`, but all training images are in the split "train"."""
     data_dir = os.path.expanduser(config.dir) or None
-    if config.name == "arcade":
-        return arcade.prepare(config.source, data_dir)
     if config.name == "folder":
         return folder.prepare(config.source, **config.folder)
-    return phantom.prepare(**config.phantom, data_dir=data_dir)
+    if config.name == "arcade":
+        builder = arcade.prepare(config.source, data_dir)
+    else:
+        builder = phantom.prepare(**config.phantom, data_dir=data_dir)
+    return {split: builder.as_data_source(split) for split in builder.info.splits}
 
 
-def examples(builder, split: str):
+def examples(sources: dict, split: str):
     """Random access to the examples of a split.
 
     Raises:
         UserError: The data set has no such split, or too few images for its hold-out.
     """
-    if split not in builder.info.splits:
+    if split not in sources:
         raise UserError(
-            f"the data set {builder.name} has no split {split}, only "
-            f"{', '.join(builder.info.splits)}; choose one of these, or a source that has it"
+            f"the data set has no split {split}, only {', '.join(sources)}; choose one of these, "
+            "or a source that has it"
         )
-    return builder.as_data_source(split)
+    len(sources[split])  # Chooses the hold-out.
+    return sources[split]
 
 
 def train_batches(

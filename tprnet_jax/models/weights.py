@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime.errors import UserError
@@ -91,10 +92,10 @@ def from_torch(networks: dict[str, UNet], state: dict[str, np.ndarray]) -> dict:
     """
     state, params = dict(state), {}
     for branch, prefix in _prefixes(networks).items():
-        net, params[branch] = networks[branch], {}
+        net = networks[branch]
         for tensor in tensors(net):
             value = _take(state, [prefix + name for name in tensor.names], tensor.shape)
-            _place(params[branch], tensor.path, np.ascontiguousarray(value.transpose(tensor.axes)))
+            params[branch, *tensor.path] = np.ascontiguousarray(value.transpose(tensor.axes))
         for name, shape in idle_heads(net).items():
             _take(state, [prefix + name], shape, needed=False)
     if state:
@@ -102,18 +103,16 @@ def from_torch(networks: dict[str, UNet], state: dict[str, np.ndarray]) -> dict:
         raise UserError(
             f"it has the tensor {name} {state[name].shape}, which these networks have not"
         )
-    return params
+    return unflatten_dict(params)
 
 
 def to_torch(networks: dict[str, UNet], params: dict) -> dict[str, np.ndarray]:
     """The state dict of parameters, complete with every name; the inverse of `from_torch`."""
-    state = {}
+    state, values = {}, flatten_dict(params)
     for branch, prefix in _prefixes(networks).items():
         net = networks[branch]
         for tensor in tensors(net):
-            value = params[branch]
-            for step in tensor.path:
-                value = value[step]
+            value = values[branch, *tensor.path]
             value = np.ascontiguousarray(np.transpose(value, np.argsort(tensor.axes)))
             state |= {prefix + name: value for name in tensor.names}
         for name, shape in idle_heads(net).items():
@@ -136,9 +135,3 @@ def _take(state: dict, names: list[str], shape: tuple[int, ...], needed: bool = 
         if not np.array_equal(value, found[names[0]], equal_nan=True):
             raise UserError(f"its tensors {names[0]} and {name} should be one, but differ")
     return found.get(names[0])
-
-
-def _place(params: dict, path: tuple[str, ...], value: np.ndarray) -> None:
-    for step in path[:-1]:
-        params = params.setdefault(step, {})
-    params[path[-1]] = value
