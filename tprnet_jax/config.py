@@ -203,7 +203,7 @@ def compact(config: ConfigDict) -> None:
     config.model.refinement = "location_first"
     config.model.chunk = 16
     config.optim.name = "muon"
-    config.optim.learning_rate = 2e-3
+    config.optim.learning_rate = 4e-3
     config.optim.weight_decay = 1e-2
     config.optim.schedule = "cosine"
     config.optim.warmup = 0.5
