@@ -1,6 +1,7 @@
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from tprnet_jax.data import images
 from tprnet_jax.runtime.errors import UserError
@@ -154,3 +155,46 @@ def test_failed_write_is_a_user_error_and_leaves_nothing(tmp_path):
 def test_write_into_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match="No such file or directory"):
         images.write_png(tmp_path / "none" / "a.png", np.zeros((2, 2), np.uint8))
+
+
+# ---- Before the pixels ---------------------------------------------------------------------------
+
+# What a viewer shows of the rows (1 2 3) and (4 5 6) by their EXIF orientation (JEITA CP-3451).
+UPRIGHT = {
+    1: [[1, 2, 3], [4, 5, 6]],
+    2: [[3, 2, 1], [6, 5, 4]],
+    3: [[6, 5, 4], [3, 2, 1]],
+    4: [[4, 5, 6], [1, 2, 3]],
+    5: [[1, 4], [2, 5], [3, 6]],
+    6: [[4, 1], [5, 2], [6, 3]],
+    7: [[6, 3], [5, 2], [4, 1]],
+    8: [[3, 6], [2, 5], [1, 4]],
+}
+
+
+@pytest.mark.parametrize(("orientation", "expected"), UPRIGHT.items())
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_a_turned_image_is_read_upright(tmp_path, orientation, expected, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(np.array([[1, 2, 3], [4, 5, 6]], np.uint8)).save(path, exif=exif)
+    np.testing.assert_array_equal(images.read_stored(path), expected)
+    assert images.read_header(path)[:2] == (np.shape(expected), 1)
+
+
+def test_the_header_of_a_huge_image_is_read_without_its_pixels(tmp_path):
+    path = tmp_path / "bomb.png"
+    Image.new("1", (13000, 13000)).save(path)
+    assert images.read_header(path).size == (13000, 13000)
+    Image.new("1", (20000, 20000)).save(path)
+    with pytest.raises(UserError, match=r"bomb\.png is far too large .*; scale it down"):
+        images.read_header(path)
+
+
+def test_what_pillow_does_not_know_is_judged_by_its_pixels(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((4, 7, 3), np.float32))
+    assert images.read_header(tmp_path / "a.tif") == ((4, 7), 1, 1)
+    (tmp_path / "b.tif").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"b\.tif \(8 bytes\) is damaged or no image"):
+        images.read_header(tmp_path / "b.tif")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 import tprnet_jax
 from tprnet_jax import main
-from tprnet_jax.runtime import cli
+from tprnet_jax.runtime import cli, model_file
 
 
 def _run(*arguments, **variables):
@@ -84,9 +85,10 @@ def test_help_says_what_each_mode_does_and_where_the_fields_are():
     assert done.stdout == _run("-h").stdout
     for mode in main.MODES:
         assert re.search(rf"^  {mode} +[a-z]", done.stdout, re.MULTILINE)
-    examples = re.findall(r"--config=(configs/\S+)", done.stdout)
+    examples = re.findall(r"^ {13}(--.*)$", done.stdout, re.MULTILINE)
     assert len(examples) == len(main.MODES)
-    assert all((Path(__file__).parents[1] / example).is_file() for example in examples)
+    named = re.findall(r"--config=(configs/\S+)", done.stdout)
+    assert all((Path(__file__).parents[1] / example).is_file() for example in named)
     assert "tprnet_jax/config.py" in done.stdout
     assert "--coordinator" in done.stdout
 
@@ -133,6 +135,62 @@ def test_the_configuration_of_a_run_starts_another(trained, tmp_path):
     assert not re.search(r"^[IWE]\d{4} ", done.stderr, re.MULTILINE)  # No line of a log.
     stored = [json.loads((run / "config.json").read_text())["config"] for run in (first, second)]
     assert stored[0] == stored[1]
+
+
+def test_a_workdir_knows_its_configuration(trained, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(trained[1], workdir)
+    done = _run("--mode=eval", "--config.eval.masks=True", "--workdir", workdir)
+    assert done.returncode == 0, done.stderr
+    assert len(list((workdir / "eval/validation/masks").glob("*.png"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("given", "with_config"),
+    [
+        (["--config=a.py", "--workdir=RUN"], ["--config=a.py", "--workdir=RUN"]),
+        (
+            ["--mode=eval", "--workdir=RUN"],
+            ["--config=RUN/config.json", "--mode=eval", "--workdir=RUN"],
+        ),
+        (["-workdir", "RUN"], ["--config=RUN/config.json", "-workdir", "RUN"]),
+        (["--workdir=absent"], ["--workdir=absent"]),
+        (["--workdir=RUN/model.npz"], ["--config=RUN/model.npz", "--workdir=RUN/model.npz"]),
+        (["--mode=train"], ["--mode=train"]),
+        (["--mode=predict"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=predict"]),
+    ],
+)
+def test_which_configuration_is_meant_without_one(tmp_path, monkeypatch, given, with_config):
+    for name in ("config.json", "model.npz", "shipped.npz"):
+        (tmp_path / name).write_text("")
+    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "shipped.npz")
+
+    def filled(arguments):
+        shipped = str(tmp_path / "shipped.npz")
+        return [a.replace("SHIPPED", shipped).replace("RUN", str(tmp_path)) for a in arguments]
+
+    assert cli._with_config(["main", *filled(given)]) == ["main", *filled(with_config)]
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
+def test_configurations_that_come_along_are_known_by_name_from_anywhere(
+    tmp_path, monkeypatch, name
+):
+    monkeypatch.chdir(tmp_path)
+    own = Path(__file__).parents[1] / "configs" / "quickstart.py"
+    assert cli._found("", f"--config={name}:a,b") == f"--config={own}:a,b"
+    assert cli._found("--config", name) == str(own)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "quickstart.py").write_text("")
+    mine = "configs/quickstart.py"
+    assert cli._found("", f"--config={mine}") == f"--config={mine}"
+
+
+@pytest.mark.parametrize(
+    "argument", ["--config=absent.py", "--config.predict.input=quickstart.py", "--mode=predict"]
+)
+def test_other_arguments_are_left_alone(argument):
+    assert cli._found("", argument) == argument
 
 
 def test_the_workdir_is_named_after_the_configuration():

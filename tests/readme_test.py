@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tprnet_jax import config as configuration
+from tprnet_jax import workdir
 from tprnet_jax.data import images, scene
+from tprnet_jax.method import inference
 
 ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "configs/README.md", "configs/results/README.md"]
@@ -30,13 +33,12 @@ def test_the_python_of_the_readme_gives_a_probability(trained, tmp_path, monkeyp
     (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(code, found := {})
-    assert found["probability"].shape == (64, 64)
-    assert found["step"] > 0
-    again = found["inference"].predict(
-        found["cascade"],
-        found["params"],
-        images.read_grey(tmp_path / "angiogram.png")[None, ..., None],
-    )
-    assert list(again) == ["global", "global_local", "final"]
-    np.testing.assert_array_equal(again["final"][0], found["probability"])
+    assert found["mask"].shape == found["probability"].shape == (64, 64)
+    settings, run = configuration.get_config("runs/quickstart/config.json"), Path("runs/quickstart")
+    cascade = configuration.cascade(settings)
+    params, _ = workdir.restore(settings, run, cascade)
+    unit = images.read_grey("angiogram.png")[None, ..., None]
+    again = inference.predict(cascade, params, unit)["final"][0]
+    np.testing.assert_array_equal(again > 0.5, found["mask"])
+    np.testing.assert_allclose(again, found["probability"], atol=1e-6)
     assert 0 <= found["probability"].min() < found["probability"].max() <= 1

@@ -354,6 +354,27 @@ def test_networks_learn(trained, tmp_path):
 # ---- A hold-out ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_training_starts_from_the_weights_of_another(trained, tmp_path, ema, capsys):
+    """Without learning, it also ends with them."""
+    config, workdir = trained[0].copy_and_resolve_references(), trained[1]
+    config.train.start_from, config.optim.learning_rate = str(workdir), 0.0
+    config.train.epochs, config.train.ema, config.seed = 1, ema, 5
+    config.train.focal_from_epoch = 0
+    train.run(config, tmp_path / "run")
+    shapes = param_shapes(configuration.cascade(config))
+    expected, step = checkpoints.restore_params(workdir, "best", shapes)
+    assert f"Starting from the weights of step {step} of {workdir}." in capsys.readouterr().out
+    jax.tree.map(np.testing.assert_array_equal, _params(config, tmp_path / "run"), expected)
+
+
+def test_a_start_from_other_networks_is_named(trained, tmp_path):
+    config = trained[0].copy_and_resolve_references()
+    config.train.start_from, config.model.focal_channels = str(trained[1]), (2, 5)
+    with pytest.raises(UserError, match=r"is of another architecture: its params focal/"):
+        train.run(config, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def held_out(trained, tmp_path_factory):
     """A complete run that held out two of the six training images, and the splits it looked at."""

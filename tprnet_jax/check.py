@@ -18,6 +18,7 @@ from tprnet_jax.data import folder, loader, pairs
 from tprnet_jax.report import metrics
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.threads import in_threads
 
 _MOST_PRINTED = 20  # Of each kind of sentence; check.json has them all.
 
@@ -112,7 +113,7 @@ def _look(config: ConfigDict) -> Findings:
     sights = []
     for split, source in sources.items():
         look = functools.partial(_look_at_example, split, source)
-        sights += folder.in_threads(look, range(len(source)), f"Checking {split}")
+        sights += in_threads(look, range(len(source)), f"Checking {split}")
     return Findings(sights)
 
 
@@ -129,7 +130,7 @@ def _look_at_folder(config: ConfigDict) -> Findings:
     sights, readings = [], []
     for split, files in layout.splits.items():
         look = functools.partial(_look_at_pair, split)
-        for reading, sight in folder.in_threads(look, files, f"Checking {split}"):
+        for reading, sight in in_threads(look, files, f"Checking {split}"):
             readings.append(reading)
             if sight is not None:
                 sights.append(sight)

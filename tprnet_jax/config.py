@@ -21,6 +21,7 @@ from tprnet_jax.method.cascade import (
 )
 from tprnet_jax.method.topology import CENTRELINES, FIRST_POINTS
 from tprnet_jax.models.unet import UNet
+from tprnet_jax.runtime import model_file
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -108,6 +109,7 @@ _OPTIM = {
 }
 _TRAIN = {
     "epochs": Number(100, 1),
+    "start_from": "",  # A workdir or model file whose weights to begin with, or "shipped".
     "batch": Number(1, 1),
     "ema": Number(0.0, 0, 1),  # Decay of the weights' average, which is evaluated; 0 for none.
     "image_dice": False,  # The loss takes the Dice of each image, not that of the whole batch.
@@ -125,10 +127,16 @@ _EVAL = {
     "checkpoint": Choice("best", ("best", "latest")),  # The best by final Dice.
     "batch": Number(4, 1),
     "figures": Number(8),  # Overlays: best, worst and evenly between.
+    "masks": False,  # Write the mask of every image.
 }
 _PREDICT = {
-    "input": "",  # An image, or a folder of images.
-    "output": "",  # The folder to write masks and overlays to.
+    "input": "",  # An angiogram, or a folder of angiograms and folders.
+    "output": "",  # The folder to write to.
+    "outputs": ("mask", "overlay"),  # Of each angiogram, among `predict.OUTPUTS`.
+    "overwrite": False,  # Segment again what has all its outputs.
+    # By how much images are enlarged for the networks; 0 brings the longer side to that of the
+    # training, so that vessels have the width that the networks know.
+    "scale": Number(0.0, 0, 16),
     "batch": Number(1, 1),  # Images of one size at a time; more are faster on a GPU.
 }
 _BENCHMARK = {
@@ -152,7 +160,7 @@ FIELDS = {
     "benchmark": _BENCHMARK,
     "convert": {
         "input": "",  # A PyTorch checkpoint to import into the workdir.
-        "output": "",  # Or the file to export the workdir's checkpoint to.
+        "output": "",  # Or the file to export the workdir's checkpoint to; or NAME.npz, a model.
     },
     "ablate": {
         "seeds": (0,),  # Each ablation is trained with each of them.
@@ -172,15 +180,17 @@ def _defaults(fields: dict) -> dict:
     }
 
 
-def get_config(path: str) -> ConfigDict:
-    """The configuration in the config.json of a run, for `--config=RUN/config.json`.
+def get_config(path: str | Path) -> ConfigDict:
+    """The configuration in the config.json of a run, or in a model file, for `--config=` either.
 
     Raises:
-        UserError: The file is none, or has fields that this version does not know.
+        UserError: The file is neither, or has fields that this version does not know.
     """
-    config = default()
+    path, config = Path(path), default()
     try:
-        config.update(json.loads(Path(path).read_text())["config"])
+        is_model = path.suffix == model_file.SUFFIX
+        about = model_file.read_about(path) if is_model else json.loads(path.read_text())
+        config.update(about["config"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"--config={path} is not the config.json of a run of this version ("

@@ -10,25 +10,49 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import tprnet_jax
 from tprnet_jax import config as configuration
+from tprnet_jax import segmenter
 from tprnet_jax.method import optimiser
-from tprnet_jax.method.cascade import Cascade
+from tprnet_jax.method.cascade import Cascade, param_shapes
 from tprnet_jax.method.step import State
 from tprnet_jax.models.weights import from_torch, to_torch
-from tprnet_jax.runtime import checkpoints
+from tprnet_jax.runtime import checkpoints, model_file
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import NETWORK, restore, write_config
+from tprnet_jax.workdir import NETWORK, restore, side, write_config
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Imports `config.convert.input` into the workdir, or exports it to `config.convert.output`.
 
+    A name that ends in .npz is a model file of this project, "shipped" the one that comes along;
+    all others are PyTorch's.
+
     Raises:
         UserError: Neither or both are given, a file cannot be used, or PyTorch is missing.
     """
     configuration.check(config)
+    given, wanted = config.convert.input, config.convert.output
+    if bool(given) == bool(wanted):
+        raise UserError(
+            f"config.convert.input is {given!r} and config.convert.output {wanted!r}; give one of "
+            "them: a checkpoint to import, or a file to export to"
+        )
     cascade = configuration.cascade(config)
+    if given == "shipped" or (given or wanted).endswith(model_file.SUFFIX):
+        if given:
+            params, name, trained_at = segmenter.parameters(given, param_shapes(cascade))
+            return _make_run(config, params, workdir, name, trained_at)
+        return write_model(config, cascade, workdir, Path(wanted).expanduser())
+    _check_published(config)
+    if given:
+        path = Path(given).expanduser()
+        return _make_run(config, jax.device_put(read(path, cascade)), workdir, path)
+    return export_weights(config, cascade, workdir, Path(wanted).expanduser())
+
+
+def _check_published(config: ConfigDict) -> None:
     for field in NETWORK:
         value, published = (c.model[field] for c in (config, configuration.default()))
         if value != published:
@@ -36,27 +60,15 @@ def run(config: ConfigDict, workdir: Path) -> None:
                 f"config.model.{field} is {value}, which no published network has; convert with "
                 f"{published}"
             )
-    given, wanted = config.convert.input, config.convert.output
-    if bool(given) == bool(wanted):
-        raise UserError(
-            f"config.convert.input is {given!r} and config.convert.output {wanted!r}; give one of "
-            "them: a PyTorch checkpoint to import, or a file to export to"
-        )
-    if given:
-        import_weights(config, cascade, Path(given).expanduser(), workdir)
-    else:
-        export_weights(config, cascade, workdir, Path(wanted).expanduser())
 
 
-def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Path) -> None:
-    """Makes a workdir whose only checkpoint, at step 0, has the weights of a PyTorch file.
+def _make_run(
+    config: ConfigDict, params: dict, workdir: Path, source, trained_at: int | None = None
+) -> None:
+    """Makes a workdir whose only checkpoint, at step 0, has these weights.
 
     It can be evaluated and predicted with, and training goes on from it with a fresh optimiser.
-
-    Raises:
-        UserError: The file is not a checkpoint of these networks, or the workdir has a run.
     """
-    params = jax.device_put(read(path, cascade))
     direction = optimiser.direction(config.optim)
     optim = {name: direction.init(branch) for name, branch in params.items()}
     with checkpoints.open_manager(workdir) as manager:
@@ -66,9 +78,31 @@ def import_weights(config: ConfigDict, cascade: Cascade, path: Path, workdir: Pa
         average = params if config.train.ema else None
         checkpoints.save(manager, 0, State(zero, params, optim, zero, average).parts)
         checkpoints.finish(manager)
-    write_config(config, workdir)
+    write_config(config, workdir, trained_at)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{count:,} parameters ({', '.join(params)}) of {path} imported into {workdir}")
+    print(f"{count:,} parameters ({', '.join(params)}) of {source} imported into {workdir}")
+
+
+def write_model(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path) -> None:
+    """Writes a workdir's checkpoint as a model file, with its configuration.
+
+    Raises:
+        UserError: The workdir has no checkpoint of these networks.
+    """
+    params, step = restore(config, workdir, cascade)
+    shared = config.copy_and_resolve_references()
+    shared.data.source = shared.data.dir = shared.train.start_from = ""  # Of one machine alone.
+    for part in (shared.predict, shared.convert):
+        part.input = part.output = ""
+    about = {
+        "name": f"TPRNet {path.stem}, step {step}",
+        "side": side(workdir),
+        "version": tprnet_jax.__version__,
+        "config": shared.to_dict(),
+    }
+    model_file.write(path, jax.device_get(params), about)
+    size = path.stat().st_size / 1e6
+    print(f"step {step} of {workdir} written to {path} ({size:.1f} MB)")
 
 
 def export_weights(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path) -> None:

@@ -25,8 +25,9 @@ from tprnet_jax.workdir import changed, restore, trained_on
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates a run's checkpoint on `config.eval.split` and reports.
 
-    Writes `workdir/eval/<split>/metrics.json`, `per_image.csv` and `figures/`, and prints the
-    table. With another model or other data than in training, the folder's name says so.
+    Writes `workdir/eval/<split>/metrics.json`, `per_image.csv`, `figures/` and, if asked, `masks/`,
+    and prints the table. With another model or other data than in training, the folder's name says
+    so.
 
     Returns:
         What `metrics.json` has.
@@ -40,7 +41,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
     _check_unseen(config, workdir, source)
-    scores = score(cascade, params, source, config.eval.batch)
+    folder = result_folder(config, workdir)
+    masks = folder / "masks" if config.eval.masks else None
+    scores = score(cascade, params, source, config.eval.batch, masks)
     result = summary(scores) | {
         "split": config.eval.split,
         "source": config.data.source,
@@ -50,7 +53,6 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     }
     if not devices.is_first():
         return result
-    folder = result_folder(config, workdir)
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     _draw(cascade, params, source, scores, config.eval, folder / "figures")
     write_whole(folder / "per_image.csv", per_image(scores))
@@ -87,7 +89,7 @@ def _check_unseen(config: ConfigDict, workdir: Path, source) -> None:
         )
 
 
-def score(cascade: Cascade, params, source, batch: int) -> Scores:
+def score(cascade: Cascade, params, source, batch: int, masks_to: Path | None = None) -> Scores:
     """Runs the cascade on every example and computes the metrics of each stage.
 
     Each of several processes takes its share, and has the scores of all.
@@ -97,7 +99,10 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
         params: Parameters by branch.
         source: Examples by index, see `loader.prepare`.
         batch: Images at a time.
+        masks_to: Folder to write the final masks to, as PNG files of 0 and 255; None for none.
     """
+    if masks_to is not None:
+        masks_to.mkdir(parents=True, exist_ok=True)
     process, processes = jax.process_index(), jax.process_count()
     share = range(process, len(source), processes)
     # At position 0 it takes the place of a training's bar, which stands still meanwhile.
@@ -109,7 +114,11 @@ def score(cascade: Cascade, params, source, batch: int) -> Scores:
         truth = example["mask"][..., 0] > 127
         rows = {stage: metrics.evaluate(mask, truth) for stage, mask in masks.items()}
         cases = {stage: metrics.emptiness(mask, truth) for stage, mask in masks.items()}
-        own.append((example["name"].decode(), rows, cases))
+        name = example["name"].decode()
+        own.append((name, rows, cases))
+        if masks_to is not None:
+            pixels = masks["final"].astype(np.uint8) * 255
+            write_png((masks_to / name).with_suffix(".png"), pixels)
         progress.update()
     progress.close()
     parts = devices.allgather_json(own)

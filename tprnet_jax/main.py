@@ -3,10 +3,10 @@
 import importlib
 import os
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import config_flags
 
-from tprnet_jax.runtime import cli, devices, memory
+from tprnet_jax.runtime import cli, devices
 from tprnet_jax.runtime.errors import UserError
 
 MODES = {
@@ -25,14 +25,10 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; else runs/<co
 CACHE = flags.DEFINE_string(
     "compilation_cache",
     os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "tprnet_jax"),
-    "Folder where compiled programs are kept for the next start; empty to keep none. JAX's own "
-    "variable JAX_COMPILATION_CACHE_DIR goes before it.",
+    "Where compiled programs are kept; empty for nowhere. JAX_COMPILATION_CACHE_DIR goes first.",
 )
 COORDINATOR = flags.DEFINE_string(
-    "coordinator",
-    "",
-    "To train with several processes: address:port of the first one, or 'auto' on a cluster that "
-    "JAX knows. All write to the same --workdir.",
+    "coordinator", "", "Of several processes: address:port of the first, or 'auto' on a cluster."
 )
 PROCESSES = flags.DEFINE_integer("processes", None, "Number of processes.", lower_bound=1)
 PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.", lower_bound=0)
@@ -55,6 +51,10 @@ def main(_) -> None:
         cli.leave(interrupt)
 
 
+def start() -> None:
+    """The console script `tprnet`."""
+    cli.start(main)
+
+
 if __name__ == "__main__":
-    memory.restart_to_keep_freed()
-    app.run(main, flags_parser=cli.parse)
+    start()

@@ -1,8 +1,13 @@
-"""A user's angiograms in; masks and overlays out."""
+"""A user's angiograms in; masks, and what can be made of them, out."""
 
+import dataclasses
+import json
 import sys
-from collections import Counter
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import jax
@@ -10,96 +15,308 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
+import tprnet_jax
 from tprnet_jax import config as configuration
-from tprnet_jax.data.images import SUFFIXES, read_grey, write_png
-from tprnet_jax.method import inference
-from tprnet_jax.report import figures
+from tprnet_jax import segmenter
+from tprnet_jax.data import inputs, video
+from tprnet_jax.data.angiogram import Angiogram
+from tprnet_jax.data.inputs import Input, Listing
+from tprnet_jax.report import dicom_seg, outputs
+from tprnet_jax.report.outputs import Segmented
+from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.workdir import restore
+from tprnet_jax.runtime.files import read_json, write_whole
+from tprnet_jax.runtime.threads import ahead
+from tprnet_jax.segmenter import LEAST, Segmentation, Segmenter
+
+# What is written of each image, and of each file as a whole, by the end of its name.
+OF_IMAGE = {
+    "mask": "_mask.png",
+    "probability": "_probability.png",
+    "overlay": "_overlay.png",
+    "contours": "_contours.json",
+}
+OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
+OUTPUTS = (*OF_IMAGE, *OF_FILE)
+WRITERS = 2
+MOST_WAITING = 8  # Files to write that may wait, so that memory stays bounded.
+
+
+@dataclasses.dataclass
+class Work:
+    """A file on its way.
+
+    Attributes:
+        source: The file.
+        angiogram: What it holds.
+        record: Its entry in the manifest.
+        masks: Of the frames so far, as bits.
+        frames: What is being written of them.
+    """
+
+    source: Input
+    angiogram: Angiogram
+    record: dict
+    masks: list[np.ndarray] = dataclasses.field(default_factory=list)
+    frames: list[Future] = dataclasses.field(default_factory=list)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
     """Segments `config.predict.input` into `config.predict.output`.
 
-    For each image NAME.*, of any size, writes `NAME_mask.png` (0 and 255, the input's size) and
-    `NAME_overlay.png`. An image that cannot be read is named and skipped.
+    Writes `config.predict.outputs` of each angiogram, each file whole or not at all, and
+    `manifest.json`. What has all its outputs is skipped. A file that cannot be segmented is named,
+    and the rest goes on.
+
+    Args:
+        config: With the networks of the model.
+        workdir: A run's, or a model file.
 
     Raises:
-        UserError: Input, output or checkpoint cannot be used, or, at the end, images were skipped.
+        UserError: Input, output or model cannot be used, or, at the end, files were left out.
     """
-    paths = find_images(config.predict.input)
+    listing = inputs.find(config.predict.input)
     configuration.check(config)
-    cascade = configuration.cascade(config)
-    params, _ = restore(config, workdir, cascade)
-    output = _make_output(config.predict.output, paths[0].parent)
-    paths = paths[jax.process_index() :: jax.process_count()]  # Each process takes its share.
-    skipped = []
-    examples = _readable(paths, skipped)
-    for example, masks in inference.segment_examples(
-        cascade, params, examples, config.predict.batch
-    ):
-        stem, mask = example["stem"], masks["final"]
-        write_png(output / f"{stem}_mask.png", mask.astype(np.uint8) * 255)
-        write_png(output / f"{stem}_overlay.png", figures.overlay(example["image"][..., 0], mask))
-    print(f"{len(paths) - len(skipped)} of {len(paths)} images segmented into {output}")
-    if skipped:
-        names = ", ".join(path.name for path in skipped)
-        raise UserError(f"{len(skipped)} of {len(paths)} images could not be read: {names}")
+    _check_outputs(config.predict)
+    model = segmenter.of(config, workdir)
+    output = _make_output(config.predict.output, Path(config.predict.input).expanduser())
+    manifest = _begin_manifest(config, model, output)
+    for sentence in (*listing.notes, *listing.problems):
+        say(sentence)
+    start = time.monotonic()
+    job = Job(config.predict, output, model)
+    job.run(listing.inputs[jax.process_index() :: jax.process_count()])
+    manifest["seconds"] = round(time.monotonic() - start, 3)
+    records = list(chain.from_iterable(devices.allgather_json(job.records)))
+    _end_manifest(manifest, listing, records, output)
+    failed = len(listing.problems) + sum("error" in record for record in records)
+    total = len(listing.problems) + len(records)
+    print(f"{total - failed} of {total} files segmented into {output}")
+    if failed:
+        raise UserError(f"{failed} of {total} files could not be segmented; each is named above")
 
 
-def _readable(paths: list[Path], skipped: list[Path]) -> Iterator[dict]:
-    """The images that can be read; the others are named, and noted in `skipped`."""
-    for path in tqdm.tqdm(paths, desc="predict", unit="image"):
-        try:
-            yield {"stem": path.stem, "image": read_grey(path)[..., None]}
-        except UserError as error:
-            tqdm.tqdm.write(f"skipped: {error}", file=sys.stderr)
-            skipped.append(path)
+def say(text: str) -> None:
+    """Prints a line beside the bar."""
+    tqdm.tqdm.write(text, file=sys.stderr)
 
 
-def find_images(given: str) -> list[Path]:
-    """The image files that `config.predict.input` names, sorted.
+class Job:
+    """The segmentation of files by one process.
 
-    Raises:
-        UserError: There is none, or two would write the same mask.
+    Attributes:
+        records: What came of each file.
     """
-    if not given:
-        raise UserError("config.predict.input is empty; give an image file or a folder of images")
-    path = Path(given).expanduser()
-    if not path.exists():
-        raise UserError(f"config.predict.input={given} does not exist; give a file or a folder")
-    if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+
+    def __init__(self, config: ConfigDict, output: Path, model: Segmenter):
+        self.config, self.output, self.model = config, output, model
+        self.records, self.seen = [], set()
+
+    def run(self, files: Iterable[Input]) -> None:
+        """Reads, segments and writes, each beside the other two."""
+        batch, scale = self.config.batch, self.config.scale
+        waiting, writing = deque(), deque()
+
+        def images() -> Iterator[np.ndarray]:
+            for work, image in ahead(self._read(files), batch + 2):
+                waiting.append((work, image))
+                yield image
+
+        bar = tqdm.tqdm(desc="predict", unit="image", disable=not devices.is_first())
+        with bar, ThreadPoolExecutor(WRITERS) as pool:
+            for found in self.model.stream(images(), batch, scale):
+                work, image = waiting.popleft()
+                writing += self._write(pool, work, image, found)
+                bar.update()
+                while len(writing) > MOST_WAITING:
+                    writing.popleft().result()
+            for each in writing:
+                each.result()
+
+    # ---- Reading ---------------------------------------------------------------------------------
+
+    def _read(self, files: Iterable[Input]) -> Iterator[tuple[Work, np.ndarray]]:
+        """Every image of every file that is to be segmented, with the file it is from."""
+        for source in files:
+            record = {"input": str(source.path)}
+            self.records.append(record)
+            try:
+                yield from self._frames(source, record)
+            except UserError as error:
+                record["error"] = str(error)
+                say(str(error))
+
+    def _frames(self, source: Input, record: dict) -> Iterator[tuple[Work, np.ndarray]]:
+        angiogram = inputs.open_angiogram(source.path)
+        work = Work(source, angiogram, record)
+        record |= {
+            "size": angiogram.size,
+            "seen": self.model.seen(angiogram.size, self.config.scale),
+            "frames": angiogram.count,
+            "spacing_mm": angiogram.spacing,
+            "notes": list(angiogram.notes),
+            "outputs": [path.relative_to(self.output).as_posix() for path in self._paths(work)],
+        }
+        if not self.config.overwrite and all(path.is_file() for path in self._paths(work)):
+            record["notes"].append("all outputs were there already")
+            return
+        self._check_size(work)
+        for note in record["notes"]:
+            say(note)
+        (self.output / source.name).parent.mkdir(parents=True, exist_ok=True)
+        for image in angiogram.frames():
+            yield work, image
+
+    def _check_size(self, work: Work) -> None:
+        size, seen = work.angiogram.size, work.record["seen"]
+        if min(size) < LEAST:
             raise UserError(
-                f"config.predict.input={given} is none of {', '.join(SUFFIXES)}; convert it to one"
+                f"{work.source.path} is {size[0]} high and {size[1]} wide; at least {LEAST} x "
+                f"{LEAST} pixels are needed"
             )
-        return [path]
-    # A dot begins the names of companion files that macOS leaves on other disks.
-    paths = sorted(
-        p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
-    )
-    if not paths:
-        raise UserError(f"config.predict.input={given} has no {', '.join(SUFFIXES)} file")
-    stem, count = Counter(p.stem for p in paths).most_common(1)[0]
-    if count > 1:
-        same = ", ".join(p.name for p in paths if p.stem == stem)
-        raise UserError(f"{same} in {given} would all write {stem}_mask.png; rename all but one")
-    return paths
+        needed = self.config.batch * self.model.bytes_for(seen)
+        if needed > (free := devices.free_bytes()):
+            raise UserError(
+                f"{work.source.path} would be segmented at {seen[0]} x {seen[1]}, which takes "
+                f"about {needed / 2**30:.0f} GiB of the {free / 2**30:.0f} that are free; give a "
+                "smaller config.predict.scale or batch"
+            )
+        if seen not in self.seen:
+            self.seen.add(seen)
+            say(f"The first image of {seen[0]} x {seen[1]}: compiling takes some seconds.")
+
+    # ---- Writing ---------------------------------------------------------------------------------
+
+    def _paths(self, work: Work) -> list[Path]:
+        """All that is to be written of a file."""
+        images = range(1, work.angiogram.count + 1)
+        kinds = [kind for kind in self.config.outputs if kind in OF_IMAGE]
+        whole = [kind for kind in self.config.outputs if self._applies(kind, work.angiogram)]
+        return [self._path(work, OF_IMAGE[kind], number) for number in images for kind in kinds] + [
+            self._path(work, OF_FILE[kind]) for kind in whole
+        ]
+
+    def _path(self, work: Work, ending: str, number: int = 0) -> Path:
+        of_run = f"_{number:04d}" if number and work.angiogram.is_run else ""
+        return self.output / f"{work.source.name}{of_run}{ending}"
+
+    @staticmethod
+    def _applies(kind: str, angiogram: Angiogram) -> bool:
+        return {"seg": angiogram.header is not None, "video": angiogram.is_run}.get(kind, False)
+
+    def _write(
+        self, pool: ThreadPoolExecutor, work: Work, image: np.ndarray, found: Segmentation
+    ) -> list[Future]:
+        """Begins to write what is wanted of an image and, with the last one, of its file."""
+        work.masks.append(np.packbits(found.mask))
+        number = len(work.masks)
+        segmented = Segmented(work.source.path.name, image, *found)
+        work.frames.append(pool.submit(self._write_image, work, number, segmented))
+        if number < work.angiogram.count:
+            return [work.frames[-1]]
+        return [work.frames[-1], pool.submit(self._write_file, work)]
+
+    def _write_image(self, work: Work, number: int, segmented: Segmented) -> None:
+        for kind in self.config.outputs:
+            if kind in OF_IMAGE:
+                path = self._path(work, OF_IMAGE[kind], number)
+                write_whole(path, getattr(outputs, kind)(segmented))
+
+    def _write_file(self, work: Work) -> None:
+        for frame in work.frames:  # Taken up before this, so that waiting for them ends.
+            frame.result()
+        try:
+            for kind in self.config.outputs:
+                if self._applies(kind, work.angiogram):
+                    {"seg": self._write_seg, "video": self._write_video}[kind](work)
+        except UserError as error:
+            work.record["error"] = str(error)
+            say(str(error))
+
+    def _write_seg(self, work: Work) -> None:
+        path, header = self._path(work, OF_FILE["seg"]), work.angiogram.header
+        masks = np.stack(list(self._masks(work)))
+        dicom_seg.write_segmentation(path, header, masks, self.model.name, tprnet_jax.__version__)
+
+    def _write_video(self, work: Work) -> None:
+        frames = zip(work.angiogram.frames(), self._masks(work), strict=True)
+        pictures = (outputs.drawn(image, mask) for image, mask in frames)
+        video.write_video(self._path(work, OF_FILE["video"]), pictures, work.angiogram.rate or 15)
+
+    @staticmethod
+    def _masks(work: Work) -> Iterator[np.ndarray]:
+        height, width = work.angiogram.size
+        for bits in work.masks:
+            yield np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
+
+
+# ---- Input and output ----------------------------------------------------------------------------
+
+
+def _check_outputs(config: ConfigDict) -> None:
+    unknown = set(config.outputs) - set(OUTPUTS)
+    if unknown or not config.outputs:
+        raise UserError(
+            f"config.predict.outputs is {','.join(map(str, config.outputs))!r}; choose among "
+            f"{', '.join(OUTPUTS)}"
+        )
 
 
 def _make_output(given: str, source: Path) -> Path:
+    """The folder to write to, which can be written to and is apart from the input."""
     if not given:
         raise UserError("config.predict.output is empty; give the folder to write masks to")
     output = Path(given).expanduser()
-    if output.resolve() == source.resolve():
+    folder = (source if source.is_dir() else source.parent).resolve()
+    if output.resolve() == folder or (source.is_dir() and folder in output.resolve().parents):
         raise UserError(
-            f"config.predict.output={given} is the folder of the images; give another, so that "
-            "nothing there is overwritten"
+            f"config.predict.output={given} lies in the folder of the images; give another, so "
+            "that nothing there is overwritten and no mask is taken for an image"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
+        write_whole(output / ".writable", "")
+        (output / ".writable").unlink()
     except OSError as error:
         raise UserError(
-            f"config.predict.output={given} cannot be made ({error.strerror}); give another folder"
+            f"config.predict.output={given} cannot be written to ({error.strerror}); give another "
+            "folder"
         ) from error
     return output
+
+
+def _begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
+    """Says what is about to write to the folder, unless something else has written there before."""
+    path = output / "manifest.json"
+    made_by = {"model": model.name, "side": model.side, "scale": config.predict.scale}
+    if path.is_file() and not config.predict.overwrite:
+        before = read_json(path)
+        for key, value in made_by.items():
+            if before.get(key) != value:
+                raise UserError(
+                    f"{output} has what another prediction wrote ({key} {before.get(key)}, now "
+                    f"{value}); give another config.predict.output, or "
+                    "--config.predict.overwrite=True"
+                )
+    manifest = {**made_by, "version": tprnet_jax.__version__, "outputs": config.predict.outputs}
+    if devices.is_first():
+        _write_manifest(output, manifest)
+    return manifest
+
+
+def _end_manifest(manifest: dict, listing: Listing, records: list[dict], output: Path) -> None:
+    """Says what has become of each file."""
+    for record in filter(lambda record: "error" in record, records):
+        outputs = record.get("outputs", ())
+        record["outputs"] = [name for name in outputs if (output / name).is_file()]
+    manifest |= {
+        "files": sorted(records, key=lambda record: record["input"]),
+        "notes": listing.notes,
+        "problems": listing.problems,
+    }
+    if devices.is_first():
+        _write_manifest(output, manifest)
+
+
+def _write_manifest(output: Path, manifest: dict) -> None:
+    write_whole(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax import evaluate
+from tprnet_jax import evaluate, segmenter
 from tprnet_jax.data import loader
 from tprnet_jax.method import augment, optimiser
 from tprnet_jax.method.step import State, Trainer, initial_state, train_step
@@ -138,11 +139,10 @@ def _steps_per_epoch(examples: int, batch: int) -> int:
 def _train(training: Training, stop: signals.Stop) -> None:
     """Takes the steps that are left."""
     config, trainer, manager = training.config, training.trainer, training.manager
-    state = _restored(training) or initial_state(trainer, config.seed)
-    state = devices.replicate(trainer.mesh, state)
+    state = devices.replicate(trainer.mesh, _restored(training) or _fresh(training))
     start, batch = int(state.step), config.train.batch
     if devices.is_first():
-        write_config(config, training.workdir)
+        write_config(config, training.workdir, max(training.source[0]["image"].shape))
     _say_how_it_starts(training, start)
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
@@ -196,6 +196,18 @@ def _restored(training: Training) -> State | None:
     shapes = jax.eval_shape(lambda: initial_state(training.trainer, 0))
     parts = checkpoints.restore_latest(training.manager, shapes.parts)
     return None if parts is None else State.of_parts(**parts)
+
+
+def _fresh(training: Training) -> State:
+    """The state before the first step: random weights, or those of `config.train.start_from`."""
+    config, trainer = training.config, training.trainer
+    state = initial_state(trainer, config.seed)
+    if not config.train.start_from:
+        return state
+    params, name, _ = segmenter.parameters(config.train.start_from, state.params)
+    say(f"Starting from the weights of {name}.")
+    average = None if state.average is None else jax.tree.map(jnp.copy, params)
+    return state._replace(params=params, average=average)
 
 
 def _say_how_it_starts(training: Training, start: int) -> None:

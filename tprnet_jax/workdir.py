@@ -84,8 +84,14 @@ def only_run(workdir: Path) -> Iterator[None]:
         yield
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes `config.json`: the resolved configuration and what it runs with."""
+def write_config(config: ConfigDict, workdir: Path, side: int | None = None) -> None:
+    """Writes `config.json`: the resolved configuration and what it runs with.
+
+    Args:
+        config: All of it.
+        workdir: Of the run.
+        side: Longer side of the training images, pixels; None if that is not known.
+    """
     versions = {
         "tprnet-jax": tprnet_jax.__version__,
         "python": platform.python_version(),
@@ -94,10 +100,22 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     }
     resolved = {
         "config": config.to_dict(),
+        "side": side,
         "versions": versions,
         "devices": [device.device_kind for device in jax.devices()],
     }
     write_whole(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def side(workdir: Path) -> int | None:
+    """Longer side of the images that the run in the workdir was trained on, if it is known."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return None
+    data = _stored(path)["data"]
+    # What is not in the file of an import, or of an earlier version, the data set may tell.
+    known = {"arcade": 512, "phantom": data["phantom"]["size"]}
+    return read_json(path).get("side") or known.get(data["name"])
 
 
 def check_same_run(config: ConfigDict, workdir: Path) -> None:

@@ -11,18 +11,17 @@ import json
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tqdm
 
 from tprnet_jax.data import images
 from tprnet_jax.data.pairs import TRAITS, Pair, Reading, read, short_name
 from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.threads import in_threads
 
 SPLITS = ("train", "validation", "test")
 
@@ -98,20 +97,6 @@ def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> dict[
     print(describe(layout, everything))
     floating = any("deep" in reading.traits for reading in everything)
     return {split: Source(pairs, floating) for split, pairs in layout.splits.items()}
-
-
-def in_threads(function: Callable, items: Iterable, description: str) -> list:
-    """Maps a function over items on all cores, under a bar that long work alone shows."""
-    items = list(items)
-    pool = ThreadPoolExecutor(os.cpu_count())
-    try:
-        results = pool.map(function, items)
-        bar = tqdm.tqdm(
-            results, desc=description, total=len(items), unit="image", delay=1, leave=False
-        )
-        return list(bar)
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C need not wait for what has not begun.
 
 
 def _read_and_forget(pair: Pair) -> Reading:

@@ -1,9 +1,12 @@
 """Angiograms in from image files, and PNG files out."""
 
 import os
+import warnings
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
@@ -12,6 +15,50 @@ from tprnet_jax.runtime.files import write_whole
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_ORIENTATION = 0x0112  # The tag of EXIF, and of TIFF.
+
+
+class Header(NamedTuple):
+    """What an image file says before its pixels.
+
+    Attributes:
+        size: Height and width, pixels, as it is to be looked at.
+        pages: Of a TIFF, or frames of an animation.
+        orientation: By EXIF, 1 to 8, of the pixels that OpenCV reads; 1 is upright.
+    """
+
+    size: tuple[int, int]
+    pages: int
+    orientation: int
+
+
+def read_header(path: str | os.PathLike) -> Header:
+    """What an image file says before its pixels, which are not read if that can be helped.
+
+    Raises:
+        UserError: The file cannot be read, is no image, or is far too large.
+    """
+    return _header(path) or Header(read_stored(path).shape[:2], 1, 1)
+
+
+def _header(path: str | os.PathLike) -> Header | None:
+    """None where Pillow cannot tell: it does not know all that OpenCV reads."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of large images; who reads the pixels decides.
+            with Image.open(path) as image:
+                orientation = image.getexif().get(_ORIENTATION, 1)
+                (width, height), pages = image.size, getattr(image, "n_frames", 1)
+                is_turned = image.format == "TIFF"  # By OpenCV, and only those.
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{path} is far too large ({error}); scale it down") from error
+    except Exception:  # Whatever Pillow trips over in a damaged file; OpenCV then judges it.
+        return None
+    orientation = orientation if orientation in range(1, 9) else 1
+    if is_turned and orientation >= 5:  # Pillow's versions differ in whose height that is.
+        return None
+    size = (width, height) if orientation >= 5 else (height, width)
+    return Header(size, pages, 1 if is_turned else orientation)
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
@@ -35,7 +82,7 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
 
 
 def read_stored(path: str | os.PathLike) -> np.ndarray:
-    """Reads the pixels of a file as they are stored, of several pages those of the first.
+    """Reads the pixels of a file as they are stored, but upright; of several pages the first.
 
     Returns:
         (height, width), or BGR(A) (height, width, channels), of the file's own type.
@@ -58,7 +105,16 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
             f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
             "or BMP file"
         )
-    return image
+    header = _header(path)
+    return image if header is None else _upright(image, header.orientation)
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns and mirrors (height, width, ...) as its EXIF orientation, 1 to 8, asks."""
+    if orientation >= 5:  # Its rows are the columns to be seen.
+        image = image.swapaxes(0, 1)
+    flips = ((), (1,), (0, 1), (0,))[(orientation - 1) % 4]
+    return np.ascontiguousarray(np.flip(image, flips))
 
 
 def count_pages(path: str | os.PathLike) -> int:
@@ -77,7 +133,24 @@ def to_unit_grey(stored: np.ndarray, path: str | os.PathLike) -> np.ndarray:
         UserError: There are values that are not finite.
     """
     grey = _to_grey(stored)
-    return (grey / 255).astype(np.float32) if stored.dtype == np.uint8 else _stretch(grey, path)
+    if stored.dtype == np.uint8:
+        return (grey / 255).astype(np.float32)
+    try:
+        return stretch(grey)
+    except ValueError as error:
+        raise UserError(f"{path} has {error}; replace those that are not finite") from error
+
+
+def stretch(grey: np.ndarray) -> np.ndarray:
+    """Maps the range of (height, width) to float32 in [0, 1]; one value alone to 0.
+
+    Raises:
+        ValueError: There are values that are not finite.
+    """
+    low, high = float(grey.min()), float(grey.max())
+    if not np.isfinite(high - low):
+        raise ValueError(f"values from {low} to {high}")
+    return ((grey - low) / (high - low or 1.0)).astype(np.float32)
 
 
 def is_colour(stored: np.ndarray) -> bool:
@@ -119,13 +192,3 @@ def _to_grey(image: np.ndarray) -> np.ndarray:
     if not is_colour(image):
         return image[..., 0]
     return 0.114 * image[..., 0] + 0.587 * image[..., 1] + 0.299 * image[..., 2]
-
-
-def _stretch(grey: np.ndarray, path: str | os.PathLike) -> np.ndarray:
-    """Maps the range of (height, width) to float32 in [0, 1]."""
-    low, high = float(grey.min()), float(grey.max())
-    if not np.isfinite(high - low):
-        raise UserError(
-            f"{path} has values from {low} to {high}; replace those that are not finite"
-        )
-    return ((grey - low) / (high - low or 1.0)).astype(np.float32)

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from tprnet_jax.data import arcade, folder, phantom
 from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.threads import in_threads
 
 
 class Part:
@@ -38,7 +39,7 @@ def hold_out(sources: dict, count: int, seed: int) -> dict:
 
     @functools.cache
     def chosen() -> set[int]:
-        pictures = folder.in_threads(
+        pictures = in_threads(
             lambda index: _digest(train[index]["image"]), range(len(train)), "Looking for twins"
         )
         return choose_holdout(pictures, count, seed)

@@ -5,7 +5,7 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -81,21 +81,42 @@ def segment(
         Mask `(batch, height, width)` bool of each stage, in their order: where the foreground
         probability exceeds 0.5.
     """
+    sent, behind = _sent_batches(cascade, params, batches, bits)
+    yield from unpacked(cascade, sent, behind)
+
+
+def margins(cascade: Cascade, params: dict, batches: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """As `segment`, but of the final output alone: by how much the vessel's logit leads.
+
+    Yields:
+        `(batch, height, width)` float32; positive where `segment` has the mask, and the foreground
+        probability is its logistic function.
+    """
+    sent, behind = _sent_batches(cascade, params, batches, margin)
+    for found, _ in _behind(sent, behind):
+        yield np.asarray(found)
+
+
+def _sent_batches(
+    cascade: Cascade, params: dict, batches: Iterable[np.ndarray], output: Callable
+) -> tuple[Iterator[tuple[jax.Array, int]], int]:
+    """What is wanted of each batch, and an image's width; and how many batches to have begun."""
     copies = _copies(params)
     pairs = zip(itertools.cycle(copies), batches, strict=False)
     if cascade.topology == "device":
-        sent = (_sent(whole(cascade, copy, images), images.shape[2]) for copy, images in pairs)
-    else:
-        jobs = (
-            Job(
-                forward(Jitted(cascade, copy, bits), images),
-                functools.partial(patches_on_host, cascade, image=images.shape[1:3]),
-                images.shape[2],
-            )
-            for copy, images in pairs
+        sent = (
+            _sent(whole(cascade, copy, images, output), images.shape[2]) for copy, images in pairs
         )
-        sent = beside_the_host(jobs, len(copies))
-    yield from unpacked(cascade, sent, len(copies))
+        return sent, len(copies)
+    jobs = (
+        Job(
+            forward(Jitted(cascade, copy, output), images),
+            functools.partial(patches_on_host, cascade, image=images.shape[1:3]),
+            images.shape[2],
+        )
+        for copy, images in pairs
+    )
+    return beside_the_host(jobs, len(copies)), len(copies)
 
 
 def _copies(params: dict) -> list[dict]:
@@ -116,16 +137,20 @@ def unpacked(
 
 
 def segment_examples(
-    cascade: Cascade, params, examples: Iterable[dict], batch: int
+    cascade: Cascade, params: dict, examples: Iterable[dict], batch: int
 ) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
-    """Each example with its masks: bool `(height, width)` of each stage.
+    """Each example with its masks: bool `(height, width)` of each stage; see `of_examples`."""
+    return of_examples(functools.partial(segment, cascade, params), examples, batch)
+
+
+def of_examples(call: Callable, examples: Iterable[dict], batch: int) -> Iterator[tuple[dict, Any]]:
+    """Each example with what a call on batches of their images gives for it.
 
     Neighbours of one size pass together; batches are filled up to `batch`, so that a shorter one
     compiles nothing.
 
     Args:
-        cascade: The networks.
-        params: Parameters by branch.
+        call: Maps batches to arrays or trees of them, such as `segment` of a cascade.
         examples: With an "image" `(height, width, 1)`, see `cascade.to_unit`.
         batch: Images at a time.
     """
@@ -137,9 +162,9 @@ def segment_examples(
             stack = np.stack([example["image"] for example in group])
             yield np.pad(stack, ((0, batch - len(group)), (0, 0), (0, 0), (0, 0)))
 
-    for masks in segment(cascade, params, images()):
+    for found in call(images()):
         for index, example in enumerate(groups.popleft()):
-            yield example, {stage: mask[index] for stage, mask in masks.items()}
+            yield example, jax.tree.map(lambda array, index=index: array[index], found)
 
 
 def _of_one_size(examples: Iterable[dict], most: int) -> Iterator[list[dict]]:
@@ -249,20 +274,18 @@ class OneProgram(Jitted):
         return jax.lax.while_loop(lambda state: state[0] < count, lay_chunk, state)[1]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def whole(cascade: Cascade, params: dict, images: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def whole(cascade: Cascade, params: dict, images: jax.Array, output: Callable) -> jax.Array:
     """The whole cascade as one program, the topology stage on the device.
 
     Args:
         cascade: The networks.
         params: Parameters by branch.
         images: As for `predict`.
-
-    Returns:
-        As `bits`.
+        output: What is wanted of the logits, such as `bits`.
     """
     stage = functools.partial(patches_on_device, cascade, image=images.shape[1:3])
-    return run(forward(OneProgram(cascade, params, bits), images), lambda found: stage(*found))
+    return run(forward(OneProgram(cascade, params, output), images), lambda found: stage(*found))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -292,3 +315,10 @@ def bits(cascade: Cascade, coarse, canvas: jax.Array | None) -> jax.Array:
     logits = refine(cascade, coarse, canvas)
     masks = jnp.stack([is_vessel(logits[stage]) for stage in cascade.stages])
     return jnp.packbits(masks, axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def margin(cascade: Cascade, coarse, canvas: jax.Array | None) -> jax.Array:
+    """Final vessel logit minus background logit, `(batch, height, width)` float32."""
+    logits = refine(cascade, coarse, canvas)["final"]
+    return logits[..., 1] - logits[..., 0]

@@ -3,31 +3,36 @@
 import ast
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
-from absl import flags
+from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 import tprnet_jax
+from tprnet_jax.runtime import memory, model_file
 from tprnet_jax.runtime.errors import UserError
 
+PACKAGE = Path(tprnet_jax.__file__).parent
 # Gives a configuration of the fields in a run's config.json, as configuration files do.
-SAVED = str(Path(tprnet_jax.__file__).with_name("config.py"))
-USAGE = """python -m tprnet_jax.main --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+SAVED = str(PACKAGE / "config.py")
+CONFIGS = (PACKAGE / "configs", PACKAGE.with_name("configs"))  # Of a wheel, of the repository.
+USAGE = """tprnet --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
+(the same as python -m tprnet_jax.main)
 
-Modes, each with an example; eval, predict and convert want the --config and --workdir of a training:
+FILE is a configuration, such as quickstart.py or your own. A --workdir that has a run knows its own.
+Modes, each with an example:
 
   train      train, or go on where it was stopped, then evaluate (the mode unless another is given)
              --config=configs/quickstart.py
   check      read a data set once and list what is wrong with it
              --config=configs/folder.py --mode=check --config.data.source=FOLDER
   eval       evaluate the best checkpoint
-             --config=configs/tprnet.py --mode=eval --config.eval.split=test
-  predict    segment your own images
-             --config=configs/tprnet.py --mode=predict --config.predict.input=IMAGES --config.predict.output=MASKS
-  convert    import PyTorch weights, or export them
+             --workdir=runs/tprnet --mode=eval --config.eval.split=test
+  predict    segment your own images, with the model that comes along or that of a --workdir
+             --mode=predict --config.predict.input=IMAGES --config.predict.output=MASKS
+  convert    import PyTorch weights or a model file, or export a run to either
              --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
   ablate     train the ablations of the paper's Table II
              --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
@@ -64,6 +69,12 @@ def _number_or_name(text: str):
 config_flags.register_flag_parser_for_type(tuple, TupleParser())
 
 
+def start(main: Callable) -> None:
+    """Parses the flags and calls `main`."""
+    memory.restart_to_keep_freed()
+    app.run(main, flags_parser=parse)
+
+
 def parse(argv: list[str]) -> list[str]:
     """Parses the flags; what is wrong with them, or with the configuration, ends the program.
 
@@ -80,7 +91,8 @@ def parse(argv: list[str]) -> list[str]:
         print(f"tprnet-jax {tprnet_jax.__version__}, JAX {jax.__version__}")
         sys.exit(0)
     try:
-        rest = flags.FLAGS([*map(_saved_is_run, ["", *argv], argv)])
+        argv = _with_config(argv)
+        rest = flags.FLAGS([*map(_found, ["", *argv], argv)])
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; options have the form --name=value")
         _check_config()
@@ -97,12 +109,53 @@ def parse(argv: list[str]) -> list[str]:
         fail(f"the configuration file cannot be run ({type(error).__name__}: {error}); mend it")
 
 
-def _saved_is_run(before: str, argument: str) -> str:
-    """The argument, where it gives the config.json of a run, as a configuration file with one."""
+def _with_config(argv: list[str]) -> list[str]:
+    """The arguments, with the `--config` that a run or a model file has if none is given.
+
+    To predict, the model that comes along serves where there is neither.
+    """
+    if _given(argv, "config") is not None:
+        return argv
+    workdir = _given(argv, "workdir")
+    if workdir is None and _given(argv, "mode") == "predict":
+        workdir = str(model_file.SHIPPED)
+        argv = [argv[0], f"--workdir={workdir}", *argv[1:]]
+    path = Path(workdir or "").expanduser()
+    known = path if path.suffix == model_file.SUFFIX else path / "config.json"
+    if workdir is None or not known.is_file():
+        return argv
+    # Flags of its fields are known only after it.
+    return [argv[0], f"--config={known}", *argv[1:]]
+
+
+def _given(argv: list[str], name: str) -> str | None:
+    """The value of a flag, the last one counting; None where it is not given."""
+    value = None
+    for argument, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+        flag, equals, text = argument.lstrip("-").partition("=")
+        if flag == name and argument.startswith("-"):
+            value = text if equals else after
+    return value
+
+
+def _found(before: str, argument: str) -> str:
+    """The argument; where it names a configuration, so that `config_flags` finds it.
+
+    The config.json of a run and a model file are configurations as well; and those that come along
+    are known by name, from any folder.
+    """
     name = "" if before.lstrip("-") == "config" else "--config="
-    if not argument.startswith(name) or not argument.endswith(".json"):
+    if not argument.startswith(name) or (not name and not before.startswith("-")):
         return argument
-    return f"{name}{SAVED}:{argument.removeprefix(name)}"
+    path = argument.removeprefix(name)
+    if path.endswith((".json", model_file.SUFFIX)):
+        return f"{name}{SAVED}:{path}"
+    file, colon, rest = path.partition(":")
+    if not Path(file).exists():
+        for folder in CONFIGS:
+            if (own := folder / Path(file).with_suffix(".py").name).is_file():
+                return f"{name}{own}{colon}{rest}"
+    return argument
 
 
 def _unknown_field(error: KeyError) -> str:

@@ -7,7 +7,9 @@ alone.
 """
 
 import json
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -155,6 +157,19 @@ def barrier(what: str) -> None:
     """Waits until every process is here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
+
+
+def free_bytes() -> int:
+    """Memory that the first device has to give: on a CPU, what the system has free."""
+    device = jax.local_devices()[0]
+    if stats := device.memory_stats():
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        fields = dict(line.split(":") for line in lines)
+        return 1024 * int(fields["MemAvailable"].split()[0])
+    except (OSError, KeyError):  # Not Linux.
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def is_first() -> bool:

@@ -1,0 +1,190 @@
+"""Angiograms to masks from Python: with the model that comes along, or one of your own."""
+
+import functools
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from tprnet_jax import config as configuration
+from tprnet_jax import workdir
+from tprnet_jax.data.images import stretch
+from tprnet_jax.method import inference
+from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.runtime import checkpoints, model_file
+
+LEAST = 32  # Smallest side of an image, pixels.
+
+
+class Segmentation(NamedTuple):
+    """What was found in an image or a batch.
+
+    Attributes:
+        mask: `(..., height, width)` bool, where the probability exceeds one half.
+        probability: `(..., height, width)` float32, of vessel.
+    """
+
+    mask: np.ndarray
+    probability: np.ndarray
+
+
+class Segmenter(NamedTuple):
+    """A trained cascade, to be called on images.
+
+    Attributes:
+        cascade: The networks.
+        params: Their parameters by branch.
+        side: Longer side of the images it was trained on, pixels; None if that is not known.
+        name: What it is, in a line.
+    """
+
+    cascade: Cascade
+    params: dict
+    side: int | None
+    name: str
+
+    def __call__(self, images: np.ndarray, scale: float = 0) -> Segmentation:
+        """Segments an image, or a batch of images of one size.
+
+        Args:
+            images: `(height, width)` or `(batch, height, width)`, grey, vessels dark: uint8 from 0
+                to 255; other integers, stretched from the least to the largest of each image; or
+                floating point in [0, 1].
+            scale: See `stream`.
+
+        Returns:
+            Mask and probability, of the shape of the images.
+
+        Raises:
+            ValueError: The images are not grey, have another type or range, or are too small.
+        """
+        given = np.asarray(images)
+        if given.ndim not in (2, 3):
+            raise ValueError(
+                f"The images must be (height, width) or (batch, height, width), not {given.shape}."
+            )
+        units = [_unit(image) for image in (given if given.ndim == 3 else given[None])]
+        if not units:
+            return Segmentation(np.zeros(given.shape, bool), np.zeros(given.shape, np.float32))
+        found = list(self.stream(units, len(units), scale))
+        found = Segmentation(*(np.stack(part) for part in zip(*found, strict=True)))
+        return found if given.ndim == 3 else Segmentation(*(part[0] for part in found))
+
+    def stream(
+        self, images: Iterable[np.ndarray], batch: int = 1, scale: float = 0
+    ) -> Iterator[Segmentation]:
+        """Segments image after image; those that follow are read while the device computes.
+
+        Args:
+            images: Each `(height, width)`, floating point in [0, 1], of any size from 32 x 32 on.
+            batch: How many of one size pass together.
+            scale: By how much they are enlarged for the networks, whose logits come back to the
+                images' own size; 0 brings the longer side to that of the training.
+        """
+        margins = functools.partial(inference.margins, self.cascade, self.params)
+        examples = (
+            {"image": resized(image, self.seen(image.shape, scale))[..., None], "size": image.shape}
+            for image in images
+        )
+        for example, margin in inference.of_examples(margins, examples, batch):
+            margin = resized(margin, example["size"])
+            yield Segmentation(margin > 0, 1 / (1 + np.exp(-margin)))
+
+    def seen(self, size: tuple[int, int], scale: float = 0) -> tuple[int, int]:
+        """Height and width at which the networks see an image of this height and width."""
+        if not scale:
+            scale = self.side / max(size) if self.side else 1
+        return tuple(max(1, round(side * scale)) for side in size)
+
+    def bytes_for(self, seen: tuple[int, int]) -> int:
+        """About the most memory that the networks take for an image that they see at this size.
+
+        What XLA allots to GlobalNet is 4 to 4.5 of its first maps; the rest is what goes in and
+        comes out.
+        """
+        net = self.cascade.global_net
+        return seen[0] * seen[1] * (20 * net.channels[0] // net.fold**2 + 64)
+
+
+def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A floating-point image (height, width) at another size; itself if it has that.
+
+    To less pixels by their areas, to more linearly between their centres.
+    """
+    if image.shape == size:
+        return image
+    shrinks = size[0] * size[1] < image.size
+    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(image.astype(np.float32), size[::-1], interpolation=how)
+
+
+def _unit(image: np.ndarray) -> np.ndarray:
+    """An image as float32 in [0, 1]."""
+    if min(image.shape) < LEAST:
+        raise ValueError(f"The image is {image.shape}; at least {LEAST} x {LEAST} is needed.")
+    if image.dtype == np.uint8:
+        return (image / 255).astype(np.float32)
+    if image.dtype.kind in "iu":
+        return stretch(image)
+    if image.dtype.kind != "f" or not (image.min() >= 0 and image.max() <= 1):
+        raise ValueError(
+            f"The image is {image.dtype} from {image.min()} to {image.max()}; give uint8, uint16, "
+            "or floating point from 0 to 1."
+        )
+    return image.astype(np.float32)
+
+
+def load(path: str | Path | None = None) -> Segmenter:
+    """A trained model.
+
+    Args:
+        path: The workdir of a run, or a model file; None for the model that comes along.
+
+    Raises:
+        UserError: There is no usable model.
+    """
+    path = located(path or "")
+    file = path if path.suffix == model_file.SUFFIX else path / "config.json"
+    return of(configuration.get_config(file), path)
+
+
+def of(config: ConfigDict, path: Path) -> Segmenter:
+    """The model in a workdir or a model file, as a configuration wants it.
+
+    Raises:
+        UserError: There is no usable model, or the configuration is of another.
+    """
+    cascade = configuration.cascade(config)
+    if path.suffix == model_file.SUFFIX:
+        params, about = model_file.read(path, param_shapes(cascade))
+        name = f"{about['name']} ({about['sha256'][:12]})"
+        return Segmenter(cascade, jax.device_put(params), about["side"], name)
+    params, step = workdir.restore(config, path, cascade)
+    return Segmenter(cascade, params, workdir.side(path), f"step {step} of {path}")
+
+
+def parameters(path: str, expected: dict) -> tuple[dict, str, int | None]:
+    """Parameters to start a training from, whose they are, and the side of their images.
+
+    Args:
+        path: See `located`; of a run, the best checkpoint counts.
+        expected: Parameters, or their shapes and types.
+
+    Raises:
+        UserError: There is no model, or it has other networks.
+    """
+    found = located(path)
+    if found.suffix == model_file.SUFFIX:
+        params, about = model_file.read(found, expected)
+        return jax.device_put(params), about["name"], about["side"]
+    params, step = checkpoints.restore_params(found, "best", expected)
+    return params, f"step {step} of {found}", workdir.side(found)
+
+
+def located(path: str | Path) -> Path:
+    """A workdir or model file; nothing or "shipped" is the model that comes along."""
+    return model_file.SHIPPED if path in ("", "shipped") else Path(path).expanduser()
