@@ -41,7 +41,7 @@ if not hasattr(cv2, "ximgproc"):
 
 import make_golden  # noqa: E402, these two need all of the above
 
-from tprnet_jax import released  # noqa: E402
+from tprnet_jax.peer import released  # noqa: E402
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
 needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
