@@ -26,6 +26,7 @@ def _run(*arguments, **variables):
     ("arguments", "sentence"),
     [
         ((), "--config is missing; give one such as --config=configs/quickstart.py"),
+        (("--mode=eval", "--config.eval.split=test"), "--config is missing; give one such as"),
         (("--config=configs/absent.py",), "--config=configs/absent.py cannot be read"),
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
         (

@@ -92,6 +92,11 @@ def parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     try:
         argv = _with_config(argv)
+        if _given(argv, "config") is None:  # Flags of its fields would be unknown.
+            raise UserError(
+                "--config is missing; give one such as --config=configs/quickstart.py, or the "
+                "--workdir of a run"
+            )
         rest = flags.FLAGS([*map(_found, ["", *argv], argv)])
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; options have the form --name=value")
@@ -164,8 +169,6 @@ def _unknown_field(error: KeyError) -> str:
 
 def _check_config() -> None:
     config = flags.FLAGS.config
-    if config is None:
-        raise UserError("--config is missing; give one such as --config=configs/quickstart.py")
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"--config={flags.FLAGS['config'].config_filename} cannot be read; give a "
