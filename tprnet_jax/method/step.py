@@ -263,12 +263,8 @@ def _coarse(trainer: Trainer, params, images):
         coarse, pullback = coarse._replace(origin=origin), devices.own(pullback)
         if cascade.focal_net is None:
             return coarse, None, None, pullback
-        return (
-            coarse,
-            focal_input(cascade, images, coarse),
-            sampling_mask(cascade, coarse),
-            pullback,
-        )
+        seen = focal_input(cascade, images, coarse)
+        return coarse, seen, sampling_mask(cascade, coarse), pullback
 
     each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS), ROWS)
     return each(coarse_params, images)
@@ -303,6 +299,7 @@ def _focal(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
     return each(params["focal"], canvas, patch_loss, seen, masks, patches)
 
 
+@devices.alone
 @functools.partial(jax.jit, static_argnums=0)
 def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
     """Mean of the terms (the released code's five; three while FocalNet sits out)."""
@@ -354,6 +351,7 @@ def _focal_chunk_backward(trainer: Trainer, total, gradient, pullback):
     return devices.on_each(trainer.mesh, backward, ROWS, ROWS)(total, gradient, pullback)
 
 
+@devices.alone
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def update(
     trainer: Trainer, state: State, gradients: dict, loss: jax.Array

@@ -6,6 +6,7 @@ losses and gradients are summed over all. A process loads and samples for its ow
 alone.
 """
 
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -94,6 +95,22 @@ def on_each(devices: Mesh | None, function: Callable, inputs, outputs) -> Callab
     return jax.shard_map(
         function, mesh=devices, in_specs=inputs, out_specs=outputs, check_vma=False
     )
+
+
+def alone(program: Callable) -> Callable:
+    """A jitted function in which devices wait for each other; on CPUs, beside no other program.
+
+    A CPU that waits holds one of XLA's threads, of which there are as many as cores. Two programs
+    at a time can so take all of them, and wait for each other until XLA ends the process.
+    """
+
+    @functools.wraps(program)
+    def call(*arguments):
+        if jax.default_backend() != "cpu":
+            return program(*arguments)
+        return jax.block_until_ready(program(*jax.block_until_ready(arguments)))
+
+    return call
 
 
 def own(tree):
