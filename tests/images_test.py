@@ -1,3 +1,5 @@
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -198,3 +200,11 @@ def test_what_pillow_does_not_know_is_judged_by_its_pixels(tmp_path):
     (tmp_path / "b.tif").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"b\.tif \(8 bytes\) is damaged or no image"):
         images.read_header(tmp_path / "b.tif")
+
+
+def test_a_name_that_is_not_utf8_is_read_and_its_pages_are_a_sentence(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")
+    Image.new("L", (3, 2), 255).save(path)
+    np.testing.assert_array_equal(images.read_grey(path), np.ones((2, 3), np.float32))
+    with pytest.raises(UserError, match=r"is not UTF-8; rename it"):
+        images.count_pages(path)

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import for_opencv, write_or_tell
 
 # What is wrong with a file is said by UserError alone.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
@@ -118,8 +118,12 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def count_pages(path: str | os.PathLike) -> int:
-    """Number of pages of a TIFF, or of frames of an animated PNG; 0 if the file is no image."""
-    return cv2.imcount(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    """Number of pages of a TIFF, or of frames of an animated PNG; 0 if the file is no image.
+
+    Raises:
+        UserError: Its name is not UTF-8.
+    """
+    return cv2.imcount(for_opencv(path), cv2.IMREAD_UNCHANGED)
 
 
 def to_unit_grey(stored: np.ndarray, path: str | os.PathLike) -> np.ndarray:
@@ -171,13 +175,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    try:
-        write_whole(path, encode_png(image))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); choose a folder that exists, can be "
-            "written to and has space left"
-        ) from error
+    write_or_tell(path, encode_png(image))
 
 
 def encode_png(image: np.ndarray) -> bytes:
