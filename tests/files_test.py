@@ -53,11 +53,10 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
     name = partial_of(tmp_path / "a.png").name
     own = str(os.getpid())
     assert own in name
-    (tmp_path / "deep").mkdir()
     left = {
         tmp_path / name,
-        tmp_path / "deep" / name.replace(own, str(ended.pid)),
-        tmp_path / "deep" / f"{name.replace(own, str(ended.pid))}.mp4",
+        tmp_path / name.replace(own, str(ended.pid)),
+        tmp_path / f"{name.replace(own, str(ended.pid))}.mp4",
     }
     others = {
         tmp_path / name.replace(own, str(os.getppid())),
@@ -68,7 +67,8 @@ def test_what_killed_processes_left_is_swept_and_nothing_else(tmp_path):
     for path in left | others:
         path.write_text("")
     sweep(tmp_path)
-    assert {path for path in tmp_path.rglob("*") if path.is_file()} == others
+    assert set(tmp_path.iterdir()) == others
+    sweep(tmp_path / "absent")
 
 
 def test_a_path_for_opencv_is_whole_and_utf8(tmp_path, monkeypatch):

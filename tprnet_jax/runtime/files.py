@@ -63,8 +63,8 @@ def partial_of(target: Path, suffix: str = "") -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Deletes, in and below a folder, what killed processes have left of files in the making."""
-    for path in folder.rglob(".*.partial*"):
+    """Deletes what killed processes have left in a folder of files in the making."""
+    for path in folder.glob(".*.partial*"):
         match = _PARTIAL.fullmatch(path.name)
         if match and not _runs_beside(int(match[1])):
             path.unlink(missing_ok=True)
