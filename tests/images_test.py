@@ -4,6 +4,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+import tifffile  # That scikit-image brings along.
 from PIL import Image
 
 from tprnet_jax.data import images
@@ -192,6 +193,18 @@ def test_the_header_of_a_huge_image_is_read_without_its_pixels(tmp_path):
     assert images.read_header(path).size == (13000, 13000)
     Image.new("1", (20000, 20000)).save(path)
     with pytest.raises(UserError, match=r"bomb\.png is far too large .*; scale it down"):
+        images.read_header(path)
+
+
+@pytest.mark.parametrize("big", [False, True])
+def test_a_huge_image_that_pillow_does_not_know_is_not_decoded(tmp_path, monkeypatch, big):
+    path = tmp_path / "bomb.tif"
+    pixels = np.zeros((300, 200), np.float64)
+    tifffile.imwrite(path, pixels, compression="zlib", bigtiff=big)
+    assert images.read_header(path).size == (300, 200)
+    monkeypatch.setattr(images, "MOST_UNSEEN", pixels.size - 1)
+    monkeypatch.setattr(images, "read_stored", pytest.fail)
+    with pytest.raises(UserError, match=r"bomb\.tif is far too large \(60000 pixels\); scale it"):
         images.read_header(path)
 
 
