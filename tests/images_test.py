@@ -1,6 +1,10 @@
+import os
+import sys
+
 import cv2
 import numpy as np
 import pytest
+import tifffile  # That scikit-image brings along.
 from PIL import Image
 
 from tprnet_jax.data import images
@@ -192,9 +196,30 @@ def test_the_header_of_a_huge_image_is_read_without_its_pixels(tmp_path):
         images.read_header(path)
 
 
+@pytest.mark.parametrize("big", [False, True])
+def test_a_huge_image_that_pillow_does_not_know_is_not_decoded(tmp_path, monkeypatch, big):
+    path = tmp_path / "bomb.tif"
+    pixels = np.zeros((300, 200), np.float64)
+    tifffile.imwrite(path, pixels, compression="zlib", bigtiff=big)
+    assert images.read_header(path).size == (300, 200)
+    monkeypatch.setattr(images, "MOST_UNSEEN", pixels.size - 1)
+    monkeypatch.setattr(images, "read_stored", pytest.fail)
+    with pytest.raises(UserError, match=r"bomb\.tif is far too large \(60000 pixels\); scale it"):
+        images.read_header(path)
+
+
 def test_what_pillow_does_not_know_is_judged_by_its_pixels(tmp_path):
     cv2.imwrite(str(tmp_path / "a.tif"), np.zeros((4, 7, 3), np.float32))
     assert images.read_header(tmp_path / "a.tif") == ((4, 7), 1, 1)
     (tmp_path / "b.tif").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"b\.tif \(8 bytes\) is damaged or no image"):
         images.read_header(tmp_path / "b.tif")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are UTF-8 alone")
+def test_a_name_that_is_not_utf8_is_read_and_its_pages_are_a_sentence(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.png")
+    Image.new("L", (3, 2), 255).save(path)
+    np.testing.assert_array_equal(images.read_grey(path), np.ones((2, 3), np.float32))
+    with pytest.raises(UserError, match=r"is not UTF-8; rename it"):
+        images.count_pages(path)

@@ -1,3 +1,6 @@
+import os
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -93,3 +96,103 @@ def test_a_picture_of_more_pixels_than_any_detector_has_is_named(tmp_path):
     Image.new("1", (8192, 8193)).save(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"a\.png has 8192 x 8193 pixels, more than the 67,108,864"):
         inputs.open_angiogram(tmp_path / "a.png")
+
+
+# ---- What else may be in a folder ----------------------------------------------------------------
+
+
+def test_pipes_are_not_waited_for(tmp_path):
+    """Neither for what is in one that is named like an image, nor for what kind of file it is."""
+    _write(tmp_path / "a.png")
+    for name in ("b.png", "c.mp4", "d.dcm", "e"):
+        os.mkfifo(tmp_path / name)
+    listing = inputs.find(str(tmp_path))
+    assert [each.name for each in listing.inputs] == ["a", "b", "c", "d"]
+    assert listing.notes[0].startswith("1 other files are left out")
+    for each in listing.inputs[1:]:
+        with pytest.raises(UserError, match=rf"{each.path} is a folder, a pipe or the like; give"):
+            inputs.open_angiogram(each.path)
+
+
+@pytest.mark.parametrize("others", [True, False])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch, others):
+    """Root may read every folder, so the system's answer is put here."""
+    (tmp_path / "closed").mkdir()
+    if others:
+        _write(tmp_path / "a.png")
+    scan = os.scandir
+
+    def scandir(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    sentence = f"cannot search {tmp_path / 'closed'} (Permission denied); give a folder that may be"
+    if others:
+        (problem,) = inputs.find(str(tmp_path)).problems
+        assert problem.startswith(sentence)
+    else:
+        with pytest.raises(UserError, match=r"cannot search .*closed \(Permission denied\)"):
+            inputs.find(str(tmp_path))
+
+
+def test_a_link_to_a_folder_is_not_followed_but_said(tmp_path):
+    _write(tmp_path / "in" / "a.png")
+    (tmp_path / "in" / "circle").symlink_to(tmp_path / "in")
+    listing = inputs.find(str(tmp_path / "in"))
+    assert [each.name for each in listing.inputs] == ["a"]
+    (note,) = listing.notes
+    assert note.endswith(f"the first is {tmp_path / 'in' / 'circle'}")
+
+
+def test_an_index_of_dicom_files_is_no_angiogram(tmp_path):
+    """With or without pydicom, whatever it is named; other files of the same mark are."""
+    _write(tmp_path / "a.png")
+    storage = {"DICOMDIR": "1.2.840.10008.1.3.10", "IM1": "1.2.840.10008.5.1.4.1.1.12.1"}
+    for name, uid in storage.items():
+        kind = b"\2\0\2\0UI" + len(uid).to_bytes(2, "little") + uid.encode()
+        (tmp_path / name).write_bytes(bytes(128) + b"DICM" + b"\2\0\0\0UL\4\0\x99\0\0\0" + kind)
+    (tmp_path / "index.dcm").write_bytes((tmp_path / "DICOMDIR").read_bytes())
+    listing = inputs.find(str(tmp_path))
+    assert [each.name for each in listing.inputs] == ["IM1", "a"]
+    assert listing.notes[0].startswith("2 other files are left out")
+
+
+# ---- Several processes, and where outputs go -----------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_each_file_is_in_one_share_and_the_images_of_a_run_are_with_it(count):
+    names = ["a", "a_0001", "a_0002", "b", "c_0001", "c_0002", "d", "e/a_0001"]
+    files = [inputs.Input(Path(f"{name}.png"), name) for name in names]
+    shares = [inputs.share(files, process, count) for process in range(count)]
+    assert sorted(each.name for share in shares for each in share) == sorted(names)
+    of_name = {each.name: number for number, share in enumerate(shares) for each in share}
+    assert of_name["a"] == of_name["a_0001"] == of_name["a_0002"]
+    assert all(shares)
+    if count > 1:
+        assert of_name["c_0001"] != of_name["c_0002"]
+
+
+@pytest.mark.parametrize(
+    ("given", "output", "hit"),
+    [
+        ("in", "in", True),
+        ("in", "in/out", True),
+        ("in", "out", False),
+        ("in", "in/../out", False),
+        ("in", ".", True),  # Of in/in/a.png, the mask would be in in/.
+        ("in/in", ".", False),
+        ("in/in", "in", False),
+        ("in/in", "link", True),
+        ("in/in/a.png", "in/in", True),
+        ("in/in/a.png", "in/in/out", False),
+        ("in/in/a.png", "in", False),
+    ],
+)
+def test_whether_outputs_would_be_among_the_inputs(tmp_path, given, output, hit):
+    _write(tmp_path / "in/in/a.png")
+    (tmp_path / "link").symlink_to("in/in")
+    given = str(tmp_path / given)
+    assert inputs.would_be_hit(given, inputs.find(given), tmp_path / output) == hit

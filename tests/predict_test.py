@@ -1,6 +1,10 @@
+import errno
 import json
+import os
 import re
 import shutil
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -177,9 +181,12 @@ def test_an_image_too_large_for_the_memory_is_named_and_the_rest_goes_on(
     ("output", "message"),
     [
         ("", r"config\.predict\.output is empty"),
-        ("in/one.png", r"config\.predict\.output=.*one\.png lies in the folder of the images"),
-        ("in", r"config\.predict\.output=.* lies in the folder of the images; give another"),
-        ("in/deep", r"config\.predict\.output=.* lies in the folder of the images"),
+        (
+            "in/one.png",
+            r"config\.predict\.output=.*one\.png would write to the folder of the images",
+        ),
+        ("in", r"config\.predict\.output=.* would write to the folder of the images; give another"),
+        ("in/deep", r"config\.predict\.output=.* would write to the folder of the images"),
         ("file/out", r"config\.predict\.output=.*out cannot be written to"),
     ],
 )
@@ -217,65 +224,237 @@ def test_a_model_other_than_the_trained_one_is_said(trained, tmp_path, caplog):
 
 # ---- Files of all kinds --------------------------------------------------------------------------
 
+ANY_NAMES = sys.platform != "darwin"  # Its file systems have names in UTF-8 alone.
 
-def _hostile(folder):
-    """Writes files that cannot be segmented; by name, what is to be said of them."""
-    folder.mkdir()
+
+def _damaged(folder):
+    """Writes what is cut or no image at all; by name, what is to be said of it."""
+    whole = {}
     picture = Image.fromarray(scene.draw(0, 1, 64)[0])
-    picture.save(folder / "whole.png")
-    whole = (folder / "whole.png").read_bytes()
-    (folder / "whole.png").unlink()
+    for name in ("a.png", "a.jpg", "a.tif", "a.bmp"):
+        picture.save(folder / name)
+        whole[name[1:]] = (folder / name).read_bytes()
+        (folder / name).unlink()
+    video.write_video(folder / "a.mp4", [np.zeros((64, 64, 3), np.uint8)] * 3, 15)
+    whole[".mp4"] = (folder / "a.mp4").read_bytes()
+    (folder / "a.mp4").unlink()
+    noise = np.random.default_rng(0).bytes(3000)
     contents = {
-        "empty.png": b"",
+        f"half_{suffix[1:]}{suffix}": content[: len(content) // 2]
+        for suffix, content in whole.items()
+    }
+    contents |= {f"empty_{suffix[1:]}{suffix}": b"" for suffix in (".png", ".dcm", ".mkv")}
+    contents |= {f"noise_{suffix[1:]}{suffix}": noise for suffix in whole}
+    contents |= {
         "text.jpg": b"this is a text",
-        "cut.png": whole[:200],
-        "zero.dcm": b"",
-        "nothing.mp4": b"",
         "words.avi": b"this is a text",
-        "no_pixels.dcm": bytes(128) + b"DICM",
-        "garbage.tif": bytes(range(256)) * 4,
+        "noframes.mp4": whole[".mp4"][:40],
+        "noise.dcm": noise,
+        "picture.dcm": whole[".png"],
+        "only_mark.dcm": bytes(128) + b"DICM",
+        "two\nlines.png": b"no image",
+        "späce and ünicode.png": b"no image",
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
+    return dict.fromkeys(contents, r"\(\d+ bytes\) is .*; give a whole")
+
+
+def _of_wrong_size_or_values(folder):
+    """Writes images that are too small, too large or not finite; what is to be said of each."""
     Image.new("L", (1, 1)).save(folder / "dot.png")
     Image.new("L", (500, 20)).save(folder / "flat.png")
     Image.new("1", (20000, 20000)).save(folder / "bomb.png")
+    Image.new("1", (9000, 9000)).save(folder / "large.png")
     cv2.imwrite(str(folder / "nan.tif"), np.full((64, 64), np.nan, np.float32))
-    said = dict.fromkeys(contents, r"\((0|14|132|200|1024) bytes\) is .*; give a whole|; give")
-    return said | {
+    cv2.imwrite(str(folder / "infinite.tif"), np.full((64, 64), np.inf, np.float32))
+    return {
         "dot.png": "is 1 high and 1 wide; at least 32",
         "flat.png": "is 20 high and 500 wide; at least 32",
         "bomb.png": "is far too large",
+        "large.png": "has 9000 x 9000 pixels, more than",
         "nan.tif": "replace those that are not finite",
+        "infinite.tif": "replace those that are not finite",
     }
 
 
+def _no_files(folder):
+    """Makes links, pipes and folders that are named like images; what is to be said of each."""
+    (folder / "broken.png").symlink_to(folder / "gone.png")
+    (folder / "circle.png").symlink_to(folder / "circle.png")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "folder.png").mkdir()  # Is searched, and has nothing.
+    (folder / "linked.png").symlink_to(folder / "folder.png")
+    return {
+        "broken.png": r"\(No such file",
+        "circle.png": r"\(Too many levels",
+        "pipe.png": "is a folder, a pipe or the like",
+        "linked.png": "is a folder, a pipe or the like",
+    }
+
+
+def _of_names(folder):
+    """Writes good images whose names will not do; what is to be said of each."""
+    picture = Image.fromarray(scene.draw(0, 1, 64)[0])
+    for name in ("twice.png", "twice.jpg", "run_0001.png", f"{'x' * 250}.png"):
+        picture.save(folder / name)
+    return {
+        "twice.png": "would write twice_mask.png, and so would another",
+        "twice.jpg": "would write twice_mask.png, and so would another",
+        "run_0001.png": r"would write run_0001_mask.png, and so does .*run\.mp4; rename one",
+        f"{'x' * 250}.png": "a name of more than the 255 bytes",
+    }
+
+
+def _of_dicom(folder):
+    """Writes DICOM files without usable pixels; what is to be said of each."""
+    import dicom_test
+    from pydicom import uid
+
+    pixels = np.stack([scene.draw(0, index, 64)[0] for index in range(3)])
+
+    def save(name, data=None, **elements):
+        data = data or dicom_test.data_set(pixels, **elements)
+        data.save_as(folder / name, implicit_vr=False, little_endian=True, enforce_file_format=True)
+
+    bare = dicom_test.data_set(pixels)
+    del bare.PixelData
+    save("bare.dcm", bare)
+    for name, syntax in (("mpeg.dcm", uid.MPEG4HP41), ("private.dcm", "1.2.3.4")):
+        coded = [b"\0" * 100] * 3
+        save(name, dicom_test.encapsulated(dicom_test.data_set(pixels), coded, syntax))
+    save("vast.dcm", Rows=20000, Columns=20000)
+    save("whole.dcm")
+    content = (folder / "whole.dcm").read_bytes()
+    (folder / "whole.dcm").unlink()
+    (folder / "short.dcm").write_bytes(content[: len(content) * 2 // 3])
+    return {
+        "bare.dcm": "has no pixel data; give an angiogram",
+        "mpeg.dcm": r"cannot be decoded \(.*MPEG-4.*or convert it",
+        "private.dcm": r"cannot be decoded \(.*1\.2\.3\.4.*or convert it",
+        "vast.dcm": "has 20000 x 20000 pixels, more than",
+        "short.dcm": r"cannot be decoded \(.*give a whole copy",
+    }
+
+
+def _hostile(folder):
+    """Fills a folder with what cannot be segmented; by name, what is to be said of it."""
+    folder.mkdir()
+    said = _damaged(folder) | _of_wrong_size_or_values(folder) | _no_files(folder)
+    said |= _of_names(folder) | _of_dicom(folder)
+    if not ANY_NAMES:
+        return said
+    name = os.fsdecode(b"latin\xff.mp4")
+    (folder / name).write_bytes(b"whatever")
+    return said | {name: "is not UTF-8; rename it"}
+
+
 def _odd(folder):
-    """Writes files of unusual kinds that can be segmented."""
+    """Writes files of unusual kinds that can be segmented, 3 images of a video among them."""
     picture = Image.fromarray(scene.draw(0, 1, 64)[0])
     for mode in ("RGB", "RGBA", "P", "1", "LA", "I;16"):
         name = mode.replace(";", "")
         picture.convert(mode).save(folder / f"good_{name}.png")
     picture.convert("CMYK").save(folder / "good_CMYK.jpg")
     picture.save(folder / "good_grey.jpg", progressive=True)
-    return 8
+    picture.save(folder / "good_volume.tif", save_all=True, append_images=[picture] * 2)
+    picture.save(folder / os.fsdecode(b"good_\xff.png" if ANY_NAMES else b"good_.png"))
+    Image.new("L", (4000, 32), 90).save(folder / "good_long.png")
+    frame = np.asarray(picture)[..., None].repeat(3, axis=2)
+    video.write_video(folder / "run.mp4", [frame] * 3, 15)
 
 
-def test_whatever_is_in_a_folder_the_rest_goes_on(trained, tmp_path, capsys):
+def _opens(path):
+    """Whether a file that was written is whole."""
+    if path.suffix == ".mp4":
+        return video.open_video(path).count == 3
+    if path.suffix == ".json":
+        return bool(json.loads(path.read_text()))
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+
+
+def test_whatever_is_in_a_folder_the_rest_goes_on(trained, tmp_path, capfd):
     pytest.importorskip("pydicom")
     source, target = tmp_path / "in", tmp_path / "out"
     said = _hostile(source)
-    good = _odd(source)
-    message = f"{len(said)} of {len(said) + good} files could not be segmented"
+    assert len(said) >= 40
+    _odd(source)
+    config = _config(trained, source, target)
+    config.predict.outputs = ("mask", "contours", "video")
+    message = f"{len(said)} of {len(said) + 12} files could not be segmented"
     with pytest.raises(UserError, match=message):
-        predict.run(_config(trained, source, target), trained[1])
-    lines = capsys.readouterr().err.splitlines()
+        predict.run(config, trained[1])
+    lines = [line.strip() for line in re.split(r"[\r\n]", capfd.readouterr().err)]
+    lines = [x for x in lines if x and not x.startswith(("predict:", "The first image of"))]
+    assert all(str(source) in line for line in lines)
     for name, sentence in said.items():
-        (line,) = [line for line in lines if f"/{name}" in line]
+        legible = "".join(x if x.isprintable() else "?" for x in name)
+        (line,) = [line for line in lines if f"{source}/{legible} " in line]
         assert re.search(sentence, line), line
-    masks = [name for name in _names(target) if name.endswith("_mask.png")]
-    assert len(masks) == good
-    assert all(name.startswith("good_") or name == "manifest.json" for name in _names(target))
+    written = _names(target)
+    assert len([name for name in written if name.endswith("_mask.png")]) == 14
+    assert len(written) == 2 * 14 + 1 + 1  # Contours too, the video, and the manifest.
+    assert all(_opens(target / name) for name in written)
+    files = json.loads((target / "manifest.json").read_text())["files"]
+    assert sum("error" in file for file in files) == len(said) - 2  # Two have one name.
+
+
+def test_a_full_disk_ends_the_run_with_one_sentence_and_whole_files(
+    trained, tmp_path, monkeypatch, capsys
+):
+    source, target = tmp_path / "in", tmp_path / "out"
+    _write(source, **{name: ("png", 64, 64) for name in "abcdefgh"})
+    write, written = Path.write_bytes, []
+
+    def until_full(path, content):
+        write(path, content[: len(content) // 2])  # As much as there is space for.
+        if "partial" in path.name and len(written) == 7:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(path)
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", until_full)
+    sentence = rf"cannot write {target}/\w_(mask|overlay)\.png \(No space left on device\); choose"
+    with pytest.raises(UserError, match=sentence):
+        predict.run(_config(trained, source, target), trained[1])
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.undo()
+    assert not [name for name in _names(target) if "partial" in name]
+    assert all(_opens(target / name) for name in _names(target))
+    predict.run(_config(trained, source, target), trained[1])
+    assert len(_names(target)) == 2 * 8 + 1
+
+
+def test_an_image_that_gives_none_of_the_outputs_is_named(trained, tmp_path, capsys):
+    _write(tmp_path / "in", one=("png", 64, 64))
+    config = _config(trained, tmp_path / "in", tmp_path / "out")
+    config.predict.outputs = ("seg", "video")
+    with pytest.raises(UserError, match="1 of 1 files could not be segmented"):
+        predict.run(config, trained[1])
+    sentence = "one.png has none of config.predict.outputs=seg,video; add mask"
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_file_where_a_folder_is_needed_is_named_and_the_rest_goes_on(trained, tmp_path, capsys):
+    source, target = tmp_path / "in", tmp_path / "out"
+    _write(source, one=("png", 64, 64))
+    _write(source / "deep", two=("png", 64, 64))
+    target.mkdir()
+    (target / "deep").write_text("")
+    with pytest.raises(UserError, match="1 of 2 files could not be segmented"):
+        predict.run(_config(trained, source, target), trained[1])
+    assert f"cannot make the folder {target / 'deep'} (File exists)" in capsys.readouterr().err
+    assert "one_mask.png" in _names(target)
+
+
+def test_a_manifest_of_something_else_is_not_replaced(trained, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    _write(source, one=("png", 64, 64))
+    target.mkdir()
+    (target / "manifest.json").write_text("[1, 2]")
+    with pytest.raises(UserError, match=r"what another prediction wrote \(model None, now step"):
+        predict.run(_config(trained, source, target), trained[1])
+    assert (target / "manifest.json").read_text() == "[1, 2]"
 
 
 def test_a_run_of_frames_in_dicom_and_in_a_video(trained, tmp_path):

@@ -1,4 +1,6 @@
+import os
 import resource
+import sys
 
 import cv2
 import numpy as np
@@ -118,6 +120,19 @@ def test_files_that_cannot_be_read_say_why(tmp_path):
     for path, why in ((tmp_path / "gone.mp4", "No such file"), (tmp_path, "Is a directory")):
         with pytest.raises(UserError, match=rf"cannot read {path} \({why}.*may be read"):
             video.open_video(path)
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its names are UTF-8 alone")
+def test_a_name_that_is_not_utf8_is_a_sentence(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/a\xff.mp4")
+    os.rename(write_lossless(tmp_path / "a.mp4", pictures()), path)
+    with pytest.raises(UserError, match=r"is not UTF-8; rename it, or its folder"):
+        video.open_video(path)
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    os.mkdir(folder)
+    with pytest.raises(UserError, match=r"is not UTF-8; rename it, or its folder"):
+        video.write_video(f"{folder}/b.mp4", pictures(), 15)
+    assert os.listdir(folder) == []
 
 
 @pytest.mark.parametrize(

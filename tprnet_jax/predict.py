@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -25,7 +26,7 @@ from tprnet_jax.report import dicom_seg, outputs
 from tprnet_jax.report.outputs import Segmented
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import read_json, write_whole
+from tprnet_jax.runtime.files import read_json, sweep, write_or_tell, write_whole
 from tprnet_jax.runtime.threads import ahead
 from tprnet_jax.segmenter import LEAST, Segmentation, Segmenter
 
@@ -79,26 +80,51 @@ def run(config: ConfigDict, workdir: Path) -> None:
     configuration.check(config)
     _check_outputs(config.predict)
     model = segmenter.of(config, workdir)
-    output = _make_output(config.predict.output, Path(config.predict.input).expanduser())
+    output = _make_output(config.predict, listing)
     manifest = _begin_manifest(config, model, output)
-    for sentence in (*listing.notes, *listing.problems):
-        say(sentence)
+    if devices.is_first():
+        for sentence in (*listing.notes, *listing.problems):
+            say(sentence)
     start = time.monotonic()
-    job = Job(config.predict, output, model)
-    job.run(listing.inputs[jax.process_index() :: jax.process_count()])
+    records = _segment(
+        Job(config.predict, output, model),
+        inputs.share(listing.inputs, jax.process_index(), jax.process_count()),
+    )
     manifest["seconds"] = round(time.monotonic() - start, 3)
-    records = list(chain.from_iterable(devices.allgather_json(job.records)))
     _end_manifest(manifest, listing, records, output)
     failed = len(listing.problems) + sum("error" in record for record in records)
     total = len(listing.problems) + len(records)
-    print(f"{total - failed} of {total} files segmented into {output}")
+    if devices.is_first():
+        print(_legible(f"{total - failed} of {total} files segmented into {output}"))
     if failed:
         raise UserError(f"{failed} of {total} files could not be segmented; each is named above")
 
 
+def _segment(job: "Job", files: list[Input]) -> list[dict]:
+    """Runs the job; what came of each file of all processes, which end together.
+
+    Raises:
+        UserError: One of them could not write.
+    """
+    stopped = None
+    try:
+        job.run(files)
+    except UserError as error:
+        stopped = str(error)
+    records, stops = zip(*devices.allgather_json([job.records, stopped]), strict=True)
+    if any(stops):
+        raise UserError(next(filter(None, stops)))
+    return list(chain.from_iterable(records))
+
+
 def say(text: str) -> None:
     """Prints a line beside the bar."""
-    tqdm.tqdm.write(text, file=sys.stderr)
+    tqdm.tqdm.write(_legible(text), file=sys.stderr)
+
+
+def _legible(text: str) -> str:
+    """Text in one line that can be printed, whatever is in the names of files."""
+    return "".join(x if x.isprintable() else "?" for x in text)
 
 
 class Job:
@@ -106,11 +132,13 @@ class Job:
 
     Attributes:
         records: What came of each file.
+        seen: Sizes at which the networks have seen an image.
+        writers: The file that each output is of.
     """
 
     def __init__(self, config: ConfigDict, output: Path, model: Segmenter):
         self.config, self.output, self.model = config, output, model
-        self.records, self.seen = [], set()
+        self.records, self.seen, self.writers = [], set(), {}
 
     def run(self, files: Iterable[Input]) -> None:
         """Reads, segments and writes, each beside the other two."""
@@ -143,29 +171,66 @@ class Job:
             try:
                 yield from self._frames(source, record)
             except UserError as error:
-                record["error"] = str(error)
-                say(str(error))
+                self._fail(record, error)
+
+    @staticmethod
+    def _fail(record: dict, error: UserError) -> None:
+        record["error"] = str(error)
+        say(str(error))
 
     def _frames(self, source: Input, record: dict) -> Iterator[tuple[Work, np.ndarray]]:
         angiogram = inputs.open_angiogram(source.path)
         work = Work(source, angiogram, record)
+        paths = self._paths(work)
+        self._claim(paths, source.path)
         record |= {
             "size": angiogram.size,
             "seen": self.model.seen(angiogram.size, self.config.scale),
             "frames": angiogram.count,
             "spacing_mm": angiogram.spacing,
             "notes": list(angiogram.notes),
-            "outputs": [path.relative_to(self.output).as_posix() for path in self._paths(work)],
+            "outputs": [path.relative_to(self.output).as_posix() for path in paths],
         }
-        if not self.config.overwrite and all(path.is_file() for path in self._paths(work)):
+        if not self.config.overwrite and all(path.is_file() for path in paths):
             record["notes"].append("all outputs were there already")
             return
         self._check_size(work)
         for note in record["notes"]:
             say(note)
-        (self.output / source.name).parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder((self.output / source.name).parent)
         for image in angiogram.frames():
             yield work, image
+
+    def _claim(self, paths: list[Path], source: Path) -> None:
+        """Keeps the names of outputs for a file."""
+        taken = next((path for path in paths if path in self.writers), None)
+        if taken:
+            raise UserError(
+                f"{source} would write {taken.name}, and so does {self.writers[taken]}; rename one "
+                "of them"
+            )
+        if not paths:
+            raise UserError(
+                f"{source} has none of config.predict.outputs={','.join(self.config.outputs)}; add "
+                "mask"
+            )
+        longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
+        if len(os.fsencode(longest)) > (most := os.pathconf(self.output, "PC_NAME_MAX")):
+            raise UserError(
+                f"{source} would write {longest}, a name of more than the {most} bytes that the "
+                "folder can have; rename it"
+            )
+        self.writers |= dict.fromkeys(paths, source)
+
+    @staticmethod
+    def _make_folder(folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {folder} ({error.strerror}); give another "
+                "config.predict.output"
+            ) from error
 
     def _check_size(self, work: Work) -> None:
         size, seen = work.angiogram.size, work.record["seen"]
@@ -220,7 +285,7 @@ class Job:
         for kind in self.config.outputs:
             if kind in OF_IMAGE:
                 path = self._path(work, OF_IMAGE[kind], number)
-                write_whole(path, getattr(outputs, kind)(segmented))
+                write_or_tell(path, getattr(outputs, kind)(segmented))
 
     def _write_file(self, work: Work) -> None:
         for frame in work.frames:  # Taken up before this, so that waiting for them ends.
@@ -230,8 +295,7 @@ class Job:
                 if self._applies(kind, work.angiogram):
                     {"seg": self._write_seg, "video": self._write_video}[kind](work)
         except UserError as error:
-            work.record["error"] = str(error)
-            say(str(error))
+            self._fail(work.record, error)
 
     def _write_seg(self, work: Work) -> None:
         path, header = self._path(work, OF_FILE["seg"]), work.angiogram.header
@@ -262,21 +326,28 @@ def _check_outputs(config: ConfigDict) -> None:
         )
 
 
-def _make_output(given: str, source: Path) -> Path:
-    """The folder to write to, which can be written to and is apart from the input."""
+def _make_output(config: ConfigDict, listing: Listing) -> Path:
+    """The folder to write to, which can be written to and is apart from the input.
+
+    What a killed prediction has left half-written there is deleted.
+    """
+    given = config.output
     if not given:
         raise UserError("config.predict.output is empty; give the folder to write masks to")
     output = Path(given).expanduser()
-    folder = (source if source.is_dir() else source.parent).resolve()
-    if output.resolve() == folder or (source.is_dir() and folder in output.resolve().parents):
+    if inputs.would_be_hit(config.input, listing, output):
         raise UserError(
-            f"config.predict.output={given} lies in the folder of the images; give another, so "
-            "that nothing there is overwritten and no mask is taken for an image"
+            f"config.predict.output={given} would write to the folder of the images; give another, "
+            "so that nothing there is overwritten and no mask is taken for an image"
         )
     try:
         output.mkdir(parents=True, exist_ok=True)
+        if devices.is_first():
+            for folder in {output, *((output / each.name).parent for each in listing.inputs)}:
+                sweep(folder)
+        devices.barrier("swept")  # Before any process writes.
         write_whole(output / ".writable", "")
-        (output / ".writable").unlink()
+        (output / ".writable").unlink(missing_ok=True)  # Another process may be quicker.
     except OSError as error:
         raise UserError(
             f"config.predict.output={given} cannot be written to ({error.strerror}); give another "
@@ -291,6 +362,7 @@ def _begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
     made_by = {"model": model.name, "side": model.side, "scale": config.predict.scale}
     if path.is_file() and not config.predict.overwrite:
         before = read_json(path)
+        before = before if isinstance(before, dict) else {}  # It is of something else.
         for key, value in made_by.items():
             if before.get(key) != value:
                 raise UserError(

@@ -23,6 +23,8 @@ INSTALL = "pip install highdicom pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 _SUFFIXES = ("", ".dcm", ".dicom", ".ima")
 _LOUD = "pydicom|highdicom"
 _KINDS = ("MONOCHROME1", "MONOCHROME2", *tones.COLOUR)
+# Element (0002,0002) of a DICOMDIR: Media Storage Directory Storage.
+_OF_INDEX = b"\2\0\2\0UI\x14\x001.2.840.10008.1.3.10"
 # Enhanced classes keep in these, for all frames or for each, what others have at the top.
 _MACROS = ("PixelValueTransformationSequence", "FrameVOILUTSequence", "PixelMeasuresSequence")
 
@@ -40,6 +42,15 @@ def is_dicom(path: str | os.PathLike) -> bool:
         with telling(path):
             return Path(path).suffix.lower() in _SUFFIXES and _is_named(_read(path))
     except (OSError, UserError):
+        return False
+
+
+def is_index(path: str | os.PathLike) -> bool:
+    """Whether a file is a DICOMDIR, which lists other files and has no image."""
+    try:
+        with open(path, "rb") as file:
+            return _OF_INDEX in file.read(512)
+    except OSError:
         return False
 
 

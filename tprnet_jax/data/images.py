@@ -6,15 +6,17 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import for_opencv, write_or_tell
 
 # What is wrong with a file is said by UserError alone.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+# Those of an image whose size is known only with them; more would take gigabytes.
+MOST_UNSEEN = 2**26
 _ORIENTATION = 0x0112  # The tag of EXIF, and of TIFF.
 
 
@@ -38,7 +40,11 @@ def read_header(path: str | os.PathLike) -> Header:
     Raises:
         UserError: The file cannot be read, is no image, or is far too large.
     """
-    return _header(path) or Header(read_stored(path).shape[:2], 1, 1)
+    if header := _header(path):
+        return header
+    if (pixels := _pixels_of_tiff(path)) > MOST_UNSEEN:
+        raise UserError(f"{path} is far too large ({pixels} pixels); scale it down")
+    return Header(read_stored(path).shape[:2], 1, 1)
 
 
 def _header(path: str | os.PathLike) -> Header | None:
@@ -59,6 +65,20 @@ def _header(path: str | os.PathLike) -> Header | None:
         return None
     size = (width, height) if orientation >= 5 else (height, width)
     return Header(size, pages, 1 if is_turned else orientation)
+
+
+def _pixels_of_tiff(path: str | os.PathLike) -> int:
+    """How many a TIFF says to have of a kind that Pillow may not know; 0 of what is no TIFF."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            start += file.read(8) if start[2:3] == b"+" or start[3:4] == b"+" else b""  # BigTIFF.
+            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(tags.next)
+            tags.load(file)
+            return tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH]
+    except Exception:  # Whatever Pillow trips over in a damaged file; OpenCV then judges it.
+        return 0
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
@@ -118,8 +138,12 @@ def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def count_pages(path: str | os.PathLike) -> int:
-    """Number of pages of a TIFF, or of frames of an animated PNG; 0 if the file is no image."""
-    return cv2.imcount(os.fspath(path), cv2.IMREAD_UNCHANGED)
+    """Number of pages of a TIFF, or of frames of an animated PNG; 0 if the file is no image.
+
+    Raises:
+        UserError: Its name is not UTF-8.
+    """
+    return cv2.imcount(for_opencv(path), cv2.IMREAD_UNCHANGED)
 
 
 def to_unit_grey(stored: np.ndarray, path: str | os.PathLike) -> np.ndarray:
@@ -171,13 +195,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray) -> None:
     Raises:
         UserError: The file cannot be written.
     """
-    try:
-        write_whole(path, encode_png(image))
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); choose a folder that exists, can be "
-            "written to and has space left"
-        ) from error
+    write_or_tell(path, encode_png(image))
 
 
 def encode_png(image: np.ndarray) -> bytes:

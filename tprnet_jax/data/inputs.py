@@ -1,6 +1,7 @@
 """The angiograms that a user's path names: which files there are, and what each holds."""
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ VIDEOS = (".mp4", ".avi", ".mov", ".mkv")
 DICOMS = (".dcm", ".dicom", ".ima")
 # Far more than any detector has; a few bytes of a file can ask for any number.
 MOST_PIXELS = 2**26
+_OF_RUN = re.compile(r"_\d{4,}$")  # Ends the names of what is written of its images.
 
 
 class Input(NamedTuple):
@@ -57,28 +59,40 @@ def find(given: str) -> Listing:
         raise UserError(f"config.predict.input={given} does not exist; give a file or a folder")
     if root.is_file():
         return Listing([Input(root, root.stem)], [], [])
-    files = sorted(_files(root))
+    files, problems = _files(root)
     chosen = [path for path in files if _is_angiogram(path)]
     if not chosen:
-        raise UserError(
+        nothing = (
             f"config.predict.input={given} has no angiogram among its {len(files)} files: no "
             f"DICOM, {', '.join(images.SUFFIXES)} or {', '.join(VIDEOS)}"
         )
+        raise UserError((problems or [nothing])[0])
     inputs = [Input(path, path.relative_to(root).with_suffix("").as_posix()) for path in chosen]
-    clear, problems = _apart(inputs)
-    return Listing(clear, problems, _left_out(sorted(set(files) - set(chosen))))
+    clear, unclear = _apart(inputs)
+    return Listing(clear, problems + unclear, _left_out(sorted(set(files) - set(chosen))))
 
 
-def _files(root: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(root):
+def _files(root: Path) -> tuple[list[Path], list[str]]:
+    """Files in and below a folder, sorted, and a sentence on each folder that is closed."""
+    found, closed = [], []
+    for folder, folders, names in os.walk(root, onerror=closed.append):
         # A dot begins the names of hidden files, and of macOS's companion files on other disks.
         folders[:] = [name for name in folders if not name.startswith(".")]
-        yield from (Path(folder, name) for name in names if not name.startswith("."))
+        # Links to folders are not followed, but are among what is said to be left out.
+        names += [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        found += [Path(folder, name) for name in names if not name.startswith(".")]
+    problems = [
+        f"cannot search {error.filename} ({error.strerror}); give a folder that may be read"
+        for error in closed
+    ]
+    return sorted(found), problems
 
 
 def _is_angiogram(path: Path) -> bool:
-    suffix = path.suffix.lower()
-    return suffix in images.SUFFIXES + VIDEOS + DICOMS or dicom.is_dicom(path)
+    is_named = path.suffix.lower() in images.SUFFIXES + VIDEOS + DICOMS
+    if not path.is_file():  # To open a pipe would wait for ever.
+        return is_named
+    return (is_named or dicom.is_dicom(path)) and not dicom.is_index(path)
 
 
 def _apart(inputs: list[Input]) -> tuple[list[Input], list[str]]:
@@ -104,12 +118,33 @@ def _left_out(others: list[Path]) -> list[str]:
     return [f"{len(others)} other files are left out ({named}), the first is {others[0]}"]
 
 
+def share(files: list[Input], process: int, count: int) -> list[Input]:
+    """What one of `count` processes segments of all files; each is in one share.
+
+    A_0001 is with A: if A turns out to be a run, what is written of its first image has that name.
+    """
+    place = {each.name: index for index, each in enumerate(files)}
+    places = (place.get(_OF_RUN.sub("", each.name), place[each.name]) for each in files)
+    return [each for each, index in zip(files, places, strict=True) if index % count == process]
+
+
+def would_be_hit(given: str, listing: Listing, output: Path) -> bool:
+    """Whether outputs would lie in or below the folder that was given, or beside the one file."""
+    root = Path(given).expanduser().resolve()
+    folders = {output.resolve(), *((output / x.name).parent.resolve() for x in listing.inputs)}
+    if root.is_file():
+        return root.parent in folders
+    return any(root in (folder, *folder.parents) for folder in folders)
+
+
 def open_angiogram(path: Path) -> Angiogram:
     """What a file holds; its pixels are read when its frames are asked for.
 
     Raises:
         UserError: It holds no angiogram, is damaged, or is too large.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is a folder, a pipe or the like; give an image file")
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
         found = video.open_video(path)

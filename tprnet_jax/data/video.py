@@ -14,6 +14,7 @@ import numpy as np
 from tprnet_jax.data import images
 from tprnet_jax.data.angiogram import Angiogram
 from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.files import for_opencv, partial_of, unwritable
 
 # What is wrong with a file is said by UserError alone. OpenCV looks here before its first video.
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -56,8 +57,7 @@ def _opened(path: str | os.PathLike) -> Iterator[cv2.VideoCapture]:
         raise UserError(
             f"cannot read {path} ({error.strerror}); give a video file that may be read"
         ) from error
-    # FFmpeg takes what is before a colon for a protocol, but not in a whole path.
-    capture = cv2.VideoCapture(os.path.abspath(path), cv2.CAP_FFMPEG)
+    capture = cv2.VideoCapture(for_opencv(path), cv2.CAP_FFMPEG)
     try:
         yield capture
     finally:
@@ -102,18 +102,14 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], rate: flo
         ValueError: There are no frames.
     """
     target = Path(path)
-    # FFmpeg chooses the format by the last suffix.
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial.mp4")
+    partial = partial_of(target, ".mp4")  # FFmpeg chooses the format by the last suffix.
     try:
         partial.touch()  # OpenCV would not say why it cannot.
         written = _encode(partial, iter(frames), rate)
         _check(partial, written, path)
         os.replace(partial, target)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); choose a folder that exists, can be "
-            "written to and has space left"
-        ) from error
+        raise unwritable(path, error) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -138,7 +134,7 @@ def _writer(path: Path, shape: tuple[int, ...], rate: float) -> cv2.VideoWriter:
     height, width = shape[:2]
     codec = cv2.VideoWriter_fourcc(*"mp4v")
     rate = min(max(round(rate, 2), _SLOWEST), _FASTEST)
-    return cv2.VideoWriter(os.path.abspath(path), cv2.CAP_FFMPEG, codec, rate, (width, height))
+    return cv2.VideoWriter(for_opencv(path), cv2.CAP_FFMPEG, codec, rate, (width, height))
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 
 from tprnet_jax.data.dicom import telling
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import write_or_tell
 
 _NEEDED = ("StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID", "SOPInstanceUID")
 _PATIENT = ("PatientID", "PatientName", "PatientBirthDate", "PatientSex")
@@ -51,13 +51,7 @@ def write_segmentation(
     with telling(path, "cannot be made", mend):
         _check(header, path)
         content = _encode(header, masks, model, version)
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); choose a folder that exists, can be written "
-            "to and has space left"
-        ) from error
+    write_or_tell(path, content)
 
 
 def _check(header: Any, path: str | os.PathLike) -> None:
