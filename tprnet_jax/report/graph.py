@@ -1,0 +1,400 @@
+"""The vessel tree of a mask as a graph, on the host in NumPy: branches, their lengths and radii.
+
+Thinning tells which branches there are and where they meet, but its pixels are too coarse to
+measure on. A branch's axis runs midway between its walls, and half their distance is its radius.
+Near a bifurcation the branches hide each other's walls; there each axis is carried on, smoothly, to
+the point where tubes around all of them fit the mask's outline best. A tip is the end of one tube.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from scipy import ndimage
+from scipy.optimize import least_squares
+from scipy.signal import savgol_filter
+from scipy.spatial.distance import cdist
+from skimage.measure import find_contours
+from skimage.morphology import skeletonize
+
+SEAM = 16  # Pixels of the largest hole that is no ring: seams of ARCADE's polygons have up to 13.
+SPUR = 2.0  # Radii up to which an edge that ends freely is a bump of the wall, not a branch.
+CLEAR = {"junction": 2.0, "end": 0.6, "loop": 0.0}  # Radii from a node to where walls are clean.
+WINDOW = 21  # Pixels over which axes and radii are smoothed.
+STEM = 10  # Pixels from an axis' end to where smoothing has settled.
+
+_MARGIN = 3  # Pixels of background, in which rays end: even around nothing more than a seam.
+_STRIDE = 0.5  # Pixels between the samples of a ray.
+_BEND = np.linspace(0, 1, 24, endpoint=False)[:, None]
+_SHIFT = 4  # OpenCV draws at sixteenths of a pixel.
+_LINE = (86, 180, 233)
+_DOTS = {"end": (240, 228, 66), "junction": (213, 94, 0), "loop": (213, 94, 0)}
+
+_Reach = Callable[[np.ndarray, np.ndarray], np.ndarray]  # From points in directions, to walls.
+
+
+class _Edge(NamedTuple):
+    """A branch of the skeleton: its two nodes, and its pixels (n, 2) from one to the other."""
+
+    nodes: tuple[int, int]
+    chain: np.ndarray
+
+
+class _Tube(NamedTuple):
+    """The clean part of a branch: its axis (n, 2) and radii (n,), in pixels or in mm."""
+
+    axis: np.ndarray
+    radii: np.ndarray
+
+
+def vessel_tree(mask: np.ndarray, spacing: tuple[float, float] | None = None) -> dict[str, Any]:
+    """The vessel tree of a mask: nodes, and the branches between them.
+
+    A node is a tip ("end"), a bifurcation or crossing ("junction"), or any one point of a ring
+    without either ("loop"). A branch is as long as its axis: to the point where axes meet at a
+    junction, and to a radius before the outermost point of a tip, since tips count as round, also
+    where the picture cuts a vessel off. Radii are those of the clean part of a branch, away from
+    its junctions. A patch less than about twice as long as wide is an "end" at its centroid.
+
+    Bumps of the wall lower than about a vessel's radius are no branches, junctions whose discs
+    overlap are one, and holes of up to `SEAM` pixels are filled. Lengths and mean radii of drawn
+    vessels are within 2 %, of a few branches in narrow forks within 3.5 %. The least radius is that
+    of one place, where a vessel fills whole pixels: mostly within 0.25 pixels. Thinning is that of
+    Zhang and Suen, 1984, doi:10.1145/357994.358023.
+
+    Args:
+        mask: Boolean (height, width).
+        spacing: Millimetres between rows and between columns, or None if unknown.
+
+    Returns:
+        An object for JSON. "unit" is "pixel", "spacing_mm" the spacing as a list or None. "nodes"
+        have "id", "row", "column" and "kind"; "edges" have "id", "nodes" (two ids, the same for a
+        ring), "length", "mean_radius" and "least_radius" in pixels, with a spacing also
+        "length_mm", "mean_radius_mm" and "least_radius_mm", and "path", (row, column) about every
+        pixel from the first node to the second. Pixel centres have whole coordinates.
+
+    Raises:
+        ValueError: The mask is not boolean (height, width), or the spacing is not two positive
+          numbers.
+    """
+    _check(mask, spacing)
+    pixels = _fill(np.pad(mask, _MARGIN))
+    room = cv2.distanceTransform(pixels.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    edges, rooms = _skeleton_graph(pixels, room)
+    kinds = _kinds(edges)
+    cuts = {node: CLEAR[kind] * rooms[node] for node, kind in kinds.items()}
+    reach = partial(_reach, pixels.astype(np.float32), np.arange(0, 2 * room.max() + 2, _STRIDE))
+    axes = [_axis(reach, edge.chain, [cuts[node] for node in edge.nodes]) for edge in edges]
+    # A vessel is round in mm, not in pixels.
+    steps = np.array((1, 1) if spacing is None else spacing, float)
+    tubes = [_tube(reach, axis, steps) for axis in axes]
+    places = _places(pixels, edges, tubes, steps)
+    numbers = {node: number for number, node in enumerate(kinds)}
+    records = []
+    for edge, axis, tube in zip(edges, axes, tubes, strict=True):
+        path = _spaced(_path(*(places[node] for node in edge.nodes), tube.axis) / steps)
+        measures = _measures(path, _tube(reach, axis, np.ones(2)), "")
+        if spacing is not None:
+            measures |= _measures(path * steps, tube, "_mm")
+        ids = {"id": len(records), "nodes": [numbers[node] for node in edge.nodes]}
+        records.append({**ids, **measures, "path": np.round(path - _MARGIN, 2).tolist()})
+    dots = [(places[node] / steps, kind) for node, kind in kinds.items()]
+    dots += [(place, "end") for place in _blobs(pixels, edges)]
+    return {
+        "unit": "pixel",
+        "spacing_mm": None if spacing is None else steps.tolist(),
+        "nodes": [_node(index, *dot) for index, dot in enumerate(dots)],
+        "edges": records,
+    }
+
+
+def draw_tree(picture: np.ndarray, tree: dict[str, Any]) -> np.ndarray:
+    """A tree on its picture, in colours of Okabe and Ito that colour-blind readers tell apart.
+
+    Args:
+        picture: RGB, uint8 (height, width, 3), of the mask's height and width.
+        tree: What `vessel_tree` returned.
+
+    Returns:
+        A new picture: branches are blue lines, tips yellow dots, other nodes red ones.
+
+    Raises:
+        ValueError: The picture is not uint8 (height, width, 3).
+    """
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(
+            f"The picture must be uint8 (height, width, 3), not {picture.dtype} {picture.shape}."
+        )
+    canvas = np.array(picture, order="C")
+    for edge in tree["edges"]:
+        cv2.polylines(canvas, [_drawn(edge["path"])], False, _LINE, 1, cv2.LINE_AA, _SHIFT)
+    for node in tree["nodes"]:
+        (centre,) = _drawn([(node["row"], node["column"])]).tolist()
+        colour = _DOTS[node["kind"]]
+        cv2.circle(canvas, centre, 3 << _SHIFT, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+    return canvas
+
+
+def _drawn(path: Iterable) -> np.ndarray:
+    return np.rint(np.array(path)[:, ::-1] * 2**_SHIFT).astype(np.int32)
+
+
+def _check(mask: np.ndarray, spacing: tuple[float, float] | None) -> None:
+    if mask.dtype != bool or mask.ndim != 2:
+        raise ValueError(
+            f"The mask must be boolean (height, width), not {mask.dtype} {mask.shape}."
+        )
+    if spacing is None:
+        return
+    if np.shape(spacing) != (2,) or not all(0 < step < math.inf for step in spacing):
+        raise ValueError(f"The spacing must be two positive numbers of mm, not {spacing}.")
+
+
+def _fill(mask: np.ndarray) -> np.ndarray:
+    holes, _ = ndimage.label(~mask)
+    return mask | (np.bincount(holes.ravel()) <= SEAM)[holes]
+
+
+def _node(index: int, place: Iterable[float], kind: str) -> dict[str, Any]:
+    row, column = (round(float(value) - _MARGIN, 2) for value in place)
+    return {"id": index, "row": row, "column": column, "kind": kind}
+
+
+# ---- Which branches there are --------------------------------------------------------------------
+
+
+def _skeleton_graph(mask: np.ndarray, room: np.ndarray) -> tuple[list[_Edge], dict[int, float]]:
+    """The edges, and at each node the radius of the widest disc in the mask."""
+    edges = _prune(skeletonize(mask), room)
+    kinds = _kinds(edges)
+    rooms = {edge.nodes[i]: float(room[tuple(edge.chain[-i])]) for edge in edges for i in (0, 1)}
+    names, kept = {node: node for node in rooms}, []
+    for edge in sorted(edges, key=lambda edge: len(edge.chain)):
+        one, other = (names[node] for node in edge.nodes)
+        apart = _length(edge.chain) > sum(room[tuple(edge.chain[end])] for end in (0, -1))
+        if one == other or apart or "end" in (kinds[node] for node in edge.nodes):
+            kept.append(edge)
+            continue
+        # Junctions whose discs overlap are one. What else joins them becomes a ring at it.
+        rooms[one] = max(rooms[one], rooms[other])
+        names.update({node: one for node, name in names.items() if name == other})
+    edges = [edge._replace(nodes=tuple(names[node] for node in edge.nodes)) for edge in kept]
+    return sorted(edges, key=lambda edge: edge.nodes), rooms
+
+
+def _prune(skeleton: np.ndarray, room: np.ndarray) -> list[_Edge]:
+    """The edges of a skeleton without the spurs that thinning grows towards uneven walls."""
+    widths = _widths(skeleton, room)
+    while True:
+        edges = _trace(skeleton)
+        kinds = _kinds(edges)
+        spurs = []
+        for edge in edges:
+            tips = [kinds[node] == "end" for node in edge.nodes]
+            if any(tips) and _length(edge.chain) < SPUR * widths[tuple(edge.chain.T)].max():
+                spurs.append(edge.chain[:-1] if tips[0] else edge.chain[1:])
+        if not spurs:
+            return edges
+        skeleton[tuple(np.concatenate(spurs).T)] = False
+
+
+def _widths(skeleton: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """At each pixel the radius of the widest disc around the skeleton that covers it."""
+    # At a spur's fork near the wall there is little room, but it lies in its vessel's disc.
+    widths = np.zeros_like(room)
+    pixels = np.argwhere(skeleton)
+    for row, column in pixels[np.argsort(room[skeleton], kind="stable")].tolist():
+        radius = float(room[row, column])
+        cv2.circle(widths, (column, row), round(radius), radius, cv2.FILLED)
+    return widths
+
+
+def _kinds(edges: list[_Edge]) -> dict[int, str]:
+    """Of each node, by the number of edges that end there."""
+    degrees = Counter(node for edge in edges for node in edge.nodes)
+    names = {1: "end", 2: "loop"}
+    return {node: names.get(degree, "junction") for node, degree in sorted(degrees.items())}
+
+
+def _trace(skeleton: np.ndarray) -> list[_Edge]:
+    """The edges of a skeleton. Nodes are the places, in reading order, of their pixels."""
+    pixels, neighbours = np.argwhere(skeleton), defaultdict(list)
+    for one, other in _links(skeleton).tolist():
+        neighbours[one].append(other)
+        neighbours[other].append(one)
+    return [_Edge((chain[0], chain[-1]), pixels[chain]) for chain in _chains(neighbours)]
+
+
+def _links(skeleton: np.ndarray) -> np.ndarray:
+    """Neighbouring pixels (links, 2) of a skeleton, by their places in reading order.
+
+    A corner must make no triangle and a square no ring, so diagonal neighbours are linked only
+    where no third pixel touches both, and two in a row only where the next row lacks either.
+    """
+    index = np.cumsum(skeleton).reshape(skeleton.shape) - 1
+    rows, columns = np.nonzero(skeleton)
+    links = []
+    for down, right in ((0, 1), (1, 0), (1, 1), (1, -1)):
+        linked = skeleton[rows + down, columns + right]
+        if down and right:
+            linked &= ~skeleton[rows + down, columns] & ~skeleton[rows, columns + right]
+        if right and not down:
+            linked &= ~(skeleton[rows + 1, columns] & skeleton[rows + 1, columns + 1])
+        neighbours = index[rows + down, columns + right]
+        links.append(np.stack([index[rows, columns], neighbours], axis=1)[linked])
+    return np.concatenate(links)
+
+
+def _chains(neighbours: dict[int, list[int]]) -> Iterator[list[int]]:
+    """The pixels of each edge in order; uses the neighbours up."""
+    nodes = {pixel for pixel, others in neighbours.items() if len(others) != 2}
+    # What is left after the edges between nodes are rings, which start and end at any pixel.
+    for start in [*sorted(nodes), *sorted(neighbours)]:
+        while neighbours[start]:
+            nodes.add(start)
+            chain = [start]
+            while len(chain) == 1 or chain[-1] not in nodes:
+                chain.append(neighbours[chain[-1]].pop(0))
+                neighbours[chain[-1]].remove(chain[-2])
+            yield chain
+
+
+def _blobs(mask: np.ndarray, edges: list[_Edge]) -> list[tuple[float, float]]:
+    """Centroids of the components that have no edge."""
+    labels, count = ndimage.label(mask, np.ones((3, 3)))
+    rest = set(range(1, count + 1)) - {int(labels[tuple(edge.chain[0])]) for edge in edges}
+    return ndimage.center_of_mass(mask, labels, sorted(rest))
+
+
+# ---- Where they run, and how wide they are -------------------------------------------------------
+
+
+def _axis(reach: _Reach, chain: np.ndarray, cuts: list[float]) -> np.ndarray:
+    """The line (n, 2) midway between the walls of a branch, less `cuts` pixels at its ends."""
+    length = _length(chain)
+    # Of a branch that is too short for its cuts, a middle third is left.
+    first, last = np.array(cuts) / max(1, sum(cuts) / (2 / 3 * length))
+    line = _smooth(_spaced(chain, first, length - last))
+    return _spaced(_smooth(line + sum(_walls(reach, line, np.ones(2))) / 2))
+
+
+def _tube(reach: _Reach, axis: np.ndarray, steps: np.ndarray) -> _Tube:
+    """An axis (n, 2) of pixels in the unit of `steps`, with half the distance of its walls."""
+    left, right = _walls(reach, axis, steps)
+    radii = np.linalg.norm((left - right) * steps, axis=1) / 2
+    smooth, half = _smooth(radii), min(WINDOW, len(radii)) // 2
+    # At the ends a parabola would follow the noise.
+    for end in (slice(half), slice(len(radii) - half, None)):
+        smooth[end] = _smooth(radii, 1)[end]
+    return _Tube(axis * steps, np.clip(smooth, radii.min(), radii.max()))
+
+
+def _walls(reach: _Reach, line: np.ndarray, steps: np.ndarray) -> list[np.ndarray]:
+    """Vectors (n, 2) in pixels from a line to its walls on both sides, at right angles in mm."""
+    along = np.gradient(line * steps, axis=0)
+    across = along[:, ::-1] * (-1, 1) / steps
+    across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
+    return [side * reach(line, side)[:, None] for side in (across, -across)]
+
+
+def _reach(
+    image: np.ndarray, strides: np.ndarray, points: np.ndarray, directions: np.ndarray
+) -> np.ndarray:
+    """Pixels (n,) from points to where the image, interpolated, falls to one half."""
+    rays = points[:, None] + strides[:, None] * directions[:, None]
+    levels = ndimage.map_coordinates(image, rays.transpose(2, 0, 1), order=1)
+    levels[:, -1] = 0
+    after = np.maximum(np.argmax(levels <= 0.5, axis=1), 1)
+    high, low = levels[np.arange(len(points)), [after - 1, after]]
+    share = (high - 0.5) / np.maximum(high - low, 1e-9)
+    return np.where(high > 0.5, strides[after - 1] + _STRIDE * share, 0)
+
+
+def _places(
+    mask: np.ndarray, edges: list[_Edge], tubes: list[_Tube], steps: np.ndarray
+) -> dict[int, np.ndarray]:
+    """Where each node lies, in the unit of the tubes."""
+    outline = np.concatenate([np.zeros((0, 2)), *find_contours(mask.astype(float), 0.5)]) * steps
+    meeting, places = defaultdict(list), {}
+    for edge, (axis, radii) in zip(edges, tubes, strict=True):
+        for node, turn in zip(edge.nodes, (1, -1), strict=True):
+            meeting[node].append(_Tube(axis[::turn], radii[::turn]))
+            places[node] = edge.chain[::turn][0] * steps
+    for node, ends in meeting.items():
+        place = _meet(ends, outline)
+        row, column = np.clip(np.rint(place / steps), 0, np.array(mask.shape) - 1).astype(int)
+        # Only noise makes tubes meet outside the vessel.
+        places[node] = place if mask[row, column] else places[node]
+    return places
+
+
+def _meet(tubes: list[_Tube], outline: np.ndarray) -> np.ndarray:
+    """The place from where tubes that bend into the given ones fit the outline near it best."""
+    start = np.mean([tube.axis[0] for tube in tubes], axis=0)
+    radii = [np.median(tube.radii[: 2 * STEM]) for tube in tubes]
+    stems = [tube.axis[_stem(tube.axis)] for tube in tubes]
+    zone = max(math.dist(start, stem) + 2 * r for stem, r in zip(stems, radii, strict=True))
+    near = outline[np.linalg.norm(outline - start, axis=1) < zone]
+
+    def misfits(place: np.ndarray) -> np.ndarray:
+        gaps = []
+        for (axis, _), radius in zip(tubes, radii, strict=True):
+            line = np.concatenate([_bend(place, axis), axis[_stem(axis) :]])
+            gaps.append(cdist(near, line).min(axis=1) - radius)
+        # What is farther from every tube than that is the outline of another vessel.
+        return np.clip(np.min(gaps, axis=0), -max(radii), max(radii))
+
+    return least_squares(misfits, start, diff_step=1e-3).x if len(near) > 1 else start
+
+
+def _stem(axis: np.ndarray) -> int:
+    return min(STEM, (len(axis) - 1) // 2)
+
+
+def _bend(place: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """A parabola (24, 2) from a place to an axis' stem, which it meets in the axis' direction."""
+    stem = axis[_stem(axis)]
+    ahead = axis[0] - axis[2 * _stem(axis)]
+    control = stem + ahead * (math.dist(place, stem) / max(2 * np.linalg.norm(ahead), 1e-9))
+    # A quadratic Bezier curve.
+    return (1 - _BEND) ** 2 * place + 2 * _BEND * (1 - _BEND) * control + _BEND**2 * stem
+
+
+def _path(start: np.ndarray, end: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    stem = _stem(axis)
+    middle = axis[stem : len(axis) - stem]
+    return np.concatenate([_bend(start, axis), middle, _bend(end, axis[::-1])[::-1]])
+
+
+def _measures(path: np.ndarray, tube: _Tube, unit: str) -> dict[str, float]:
+    """Of a branch; where its walls are hidden its radius is that of the nearest clean place."""
+    radii = tube.radii[cdist(path, tube.axis).argmin(axis=1)]
+    # In noise, both nodes may fall on one place.
+    weights = np.maximum(np.linalg.norm(np.gradient(path, axis=0), axis=1), 1e-12)
+    values = {
+        "length": _length(path),
+        "mean_radius": np.average(radii, weights=weights),
+        "least_radius": tube.radii.min(),
+    }
+    return {name + unit: round(float(value), 4) for name, value in values.items()}
+
+
+def _length(line: np.ndarray) -> float:
+    return float(np.linalg.norm(np.diff(line, axis=0), axis=1).sum())
+
+
+def _spaced(line: np.ndarray, start: float = 0.0, stop: float = math.inf) -> np.ndarray:
+    """A line's points, evenly about a pixel apart, from `start` to `stop` pixels along it."""
+    along = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))])
+    stop = min(stop, along[-1])
+    places = np.linspace(start, stop, max(round(stop - start), 1) + 1)
+    return np.stack([np.interp(places, along, part) for part in line.T], axis=1)
+
+
+def _smooth(values: np.ndarray, order: int = 2) -> np.ndarray:
+    window = min(WINDOW, len(values) - 1 + len(values) % 2)
+    return savgol_filter(values, window, order, axis=0) if window > order else values.copy()
