@@ -202,7 +202,7 @@ def test_a_huge_image_that_pillow_does_not_know_is_not_decoded(tmp_path, monkeyp
     pixels = np.zeros((300, 200), np.float64)
     tifffile.imwrite(path, pixels, compression="zlib", bigtiff=big)
     assert images.read_header(path).size == (300, 200)
-    monkeypatch.setattr(images, "MOST_UNSEEN", pixels.size - 1)
+    monkeypatch.setattr(images, "MOST_PIXELS", pixels.size - 1)
     monkeypatch.setattr(images, "read_stored", pytest.fail)
     with pytest.raises(UserError, match=r"bomb\.tif is far too large \(60000 pixels\); scale it"):
         images.read_header(path)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.data import arcade
-from tprnet_jax.report import figures, outputs
+from tprnet_jax.report import figures, graph, outputs
 from tprnet_jax.report.outputs import Segmented
 
 
@@ -55,6 +55,15 @@ def test_a_vessel_two_pixels_wide_is_seen_through_its_outline():
     row = outputs.drawn(np.full((64, 64), 0.5, np.float32), mask)[100]
     is_outline = (row == figures.PREDICTION).all(axis=-1)
     assert np.flatnonzero(is_outline).tolist() == [30 * 8 - 1, 32 * 8]
+
+
+def test_a_tree_is_in_millimetres_where_they_are_known(two_vessels):
+    found = _segmented(two_vessels)
+    assert "length_mm" not in json.loads(outputs.tree(found))["edges"][0]
+    document = json.loads(outputs.tree(found._replace(spacing=(0.5, 0.5))))
+    assert document == graph.vessel_tree(two_vessels, (0.5, 0.5))
+    (edge,) = document["edges"]
+    assert edge["length_mm"] == pytest.approx(edge["length"] / 2, abs=1e-3)
 
 
 # ---- Contours ------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ OF_IMAGE = {
     "probability": "_probability.png",
     "overlay": "_overlay.png",
     "contours": "_contours.json",
+    "tree": "_tree.json",
 }
 OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
 OUTPUTS = (*OF_IMAGE, *OF_FILE)
@@ -275,7 +276,7 @@ class Job:
         """Begins to write what is wanted of an image and, with the last one, of its file."""
         work.masks.append(np.packbits(found.mask))
         number = len(work.masks)
-        segmented = Segmented(work.source.path.name, image, *found)
+        segmented = Segmented(work.source.path.name, image, *found, work.angiogram.spacing)
         work.frames.append(pool.submit(self._write_image, work, number, segmented))
         if number < work.angiogram.count:
             return [work.frames[-1]]

@@ -15,8 +15,8 @@ from tprnet_jax.runtime.files import for_opencv, write_or_tell
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-# Those of an image whose size is known only with them; more would take gigabytes.
-MOST_UNSEEN = 2**26
+# Far more than any detector has; a few bytes of a file can ask for any number.
+MOST_PIXELS = 2**26
 _ORIENTATION = 0x0112  # The tag of EXIF, and of TIFF.
 
 
@@ -42,7 +42,7 @@ def read_header(path: str | os.PathLike) -> Header:
     """
     if header := _header(path):
         return header
-    if (pixels := _pixels_of_tiff(path)) > MOST_UNSEEN:
+    if (pixels := _pixels_of_tiff(path)) > MOST_PIXELS:
         raise UserError(f"{path} is far too large ({pixels} pixels); scale it down")
     return Header(read_stored(path).shape[:2], 1, 1)
 

@@ -15,8 +15,6 @@ from tprnet_jax.runtime.errors import UserError
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv")
 DICOMS = (".dcm", ".dicom", ".ima")
-# Far more than any detector has; a few bytes of a file can ask for any number.
-MOST_PIXELS = 2**26
 _OF_RUN = re.compile(r"_\d{4,}$")  # Ends the names of what is written of its images.
 
 
@@ -153,10 +151,10 @@ def open_angiogram(path: Path) -> Angiogram:
     else:
         found = _open_picture(path)
     height, width = found.size
-    if height * width > MOST_PIXELS:
+    if height * width > images.MOST_PIXELS:
         raise UserError(
-            f"{path} has {width} x {height} pixels, more than the {MOST_PIXELS:,} that are read; "
-            "scale it down"
+            f"{path} has {width} x {height} pixels, more than the {images.MOST_PIXELS:,} that are "
+            "read; scale it down"
         )
     return found
 

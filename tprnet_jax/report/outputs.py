@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from tprnet_jax.data.images import encode_png
-from tprnet_jax.report import figures
+from tprnet_jax.report import figures, graph
 
 LEAST_OVERLAY = 512  # Longer side of an overlay, pixels: on less, the outline hides the vessel.
 
@@ -21,12 +21,14 @@ class Segmented(NamedTuple):
         image: float32 (height, width) in [0, 1].
         mask: bool (height, width).
         probability: float32 (height, width).
+        spacing: Millimetres between its rows and columns, if known.
     """
 
     name: str
     image: np.ndarray
     mask: np.ndarray
     probability: np.ndarray
+    spacing: tuple[float, float] | None = None
 
 
 def mask(found: Segmented) -> bytes:
@@ -49,6 +51,11 @@ def drawn(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     factor = math.ceil(LEAST_OVERLAY / max(image.shape))
     enlarged = (x.repeat(factor, axis=0).repeat(factor, axis=1) for x in (image, mask))
     return figures.overlay(*enlarged)
+
+
+def tree(found: Segmented) -> bytes:
+    """JSON: the vessel tree as a graph, see `graph.vessel_tree`."""
+    return _json(graph.vessel_tree(found.mask, found.spacing))
 
 
 def contours(found: Segmented) -> bytes:
