@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 NOTEBOOK = Path(__file__).parents[1] / "colab" / "tprnet.ipynb"
@@ -87,6 +88,10 @@ def test_runs_from_top_to_bottom(notebook, elsewhere):
         assert row.split()[-5:] == expected
     assert len(pictures(notebook, "figures")) == 3
     assert len(pictures(notebook, "predict")) == 3
-    masks = sorted((workdir / "predictions").glob("*_mask.png"))
-    assert [path.name for path in masks] == [f"phantom_{index}_mask.png" for index in range(3)]
-    assert all(cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape == (128, 128) for path in masks)
+    paths = sorted((workdir / "predictions").glob("*_mask.png"))
+    assert [path.name for path in paths] == [f"phantom_{index}_mask.png" for index in range(3)]
+    masks = [cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in paths]
+    assert [mask.shape for mask in masks] == [(512, 512)] * 3
+    share = np.mean(masks[0] > 0)
+    assert 0.005 < share < 0.3
+    assert f": {share:.1%} of 512 x 512 pixels are vessel" in text(notebook, "python")
