@@ -120,7 +120,9 @@ with jax.default_device(jax.devices()[1]):
 
 
 def test_a_checkpoint_opens_on_another_device(tmp_path):
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    flags = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    }
     command = [sys.executable, "-c", SAVE_ON_DEVICE_1, tmp_path, os.path.dirname(__file__)]
     subprocess.run(command, env=flags, check=True)
     assert len(jax.devices()) == 1

@@ -47,7 +47,7 @@ def config(tmp_path_factory):
 
 def _start(config, workdir, count, coordinator="", process=0):
     flags = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
     command = [sys.executable, "-c", TRAIN, config.to_json(), str(workdir), coordinator]
@@ -117,7 +117,9 @@ print([mesh and [d.id for d in mesh.devices.ravel()] for mesh in meshes])
 
 
 def test_as_many_devices_as_divide_the_batch_share_it():
-    flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    }
     command = [sys.executable, "-c", SHARES]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=flags)
     sizes = [None, 2, 3, 4, 6, 7, 8, 6, 8]
