@@ -167,7 +167,7 @@ def test_the_segmentation_of_every_encoding_is_that_of_the_masks(in_all_encoding
 def test_every_encoding_has_all_outputs_whole(in_all_encodings):
     _, target = in_all_encodings
     for file in _manifest(target)["files"]:
-        assert (file["frames"], file["size"], len(file["outputs"])) == (2, [SIZE, SIZE], 2 * 4 + 2)
+        assert (file["frames"], file["size"], len(file["outputs"])) == (2, [SIZE, SIZE], 2 * 5 + 2)
         name = file["outputs"][0].removesuffix("_0001_mask.png")
         assert video.open_video(target / f"{name}_overlay.mp4").count == 2
         contours = json.loads((target / f"{name}_0002_contours.json").read_text())
