@@ -1,5 +1,6 @@
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import cv2
@@ -8,7 +9,8 @@ import nbformat
 import numpy as np
 import pytest
 
-NOTEBOOK = Path(__file__).parents[1] / "colab" / "tprnet.ipynb"
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = ROOT / "colab" / "tprnet.ipynb"
 
 OVERRIDES = [
     "--config.train.epochs=1",
@@ -64,7 +66,9 @@ def test_opens_with_a_badge_that_leads_to_itself(notebook):
         cell(notebook, "intro").source,
     )
     assert notebook.cells[0]["id"] == "intro"
-    assert link[1].endswith("/blob/main/colab/tprnet.ipynb")
+    home = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]["Source"]
+    assert home == f"https://github.com/{link[1].removesuffix('/blob/main/colab/tprnet.ipynb')}"
+    assert f'SOURCE = "git+{home}"' in cell(notebook, "install").source
 
 
 def test_runs_from_top_to_bottom(notebook, elsewhere):
