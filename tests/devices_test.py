@@ -136,3 +136,26 @@ def test_a_batch_that_processes_cannot_share_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match=r"config\.train\.batch is 6, but there are 4 processes"):
         devices.mesh(6)
+
+
+class _Pending:
+    """What a device still computes."""
+
+    is_there = False
+
+    def block_until_ready(self):
+        self.is_there = True
+        return self
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_on_cpus_a_program_of_all_devices_runs_beside_no_other(monkeypatch, backend):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    seen = []
+
+    def program(argument):
+        seen.append(argument.is_there)
+        return _Pending()
+
+    result = devices.alone(program)(_Pending())
+    assert [*seen, result.is_there] == [backend == "cpu"] * 2
