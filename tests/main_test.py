@@ -25,8 +25,8 @@ def _run(*arguments, **variables):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((), "--config is missing; give one such as --config=configs/quickstart.py"),
-        (("--mode=eval", "--config.eval.split=test"), "--config is missing; give one such as"),
+        ((), "holds no run (no config.json); give one such as --config=configs/quickstart.py"),
+        (("--mode=eval", "--config.eval.split=test"), "--config is missing, and --workdir="),
         (("--config=configs/absent.py",), "--config=configs/absent.py cannot be read"),
         (("--config=configs/tprnet.py:tiny",), "configs/tprnet.py has no argument 'tiny'"),
         (
@@ -171,6 +171,11 @@ def test_which_configuration_is_meant_without_one(tmp_path, monkeypatch, given, 
         return [a.replace("SHIPPED", shipped).replace("RUN", str(tmp_path)) for a in arguments]
 
     assert cli._with_config(["main", *filled(given)]) == ["main", *filled(with_config)]
+
+
+def test_nothing_given_is_said():
+    with pytest.raises(SystemExit, match="error: --config is missing; give one such as"):
+        cli.parse(["main"])
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])

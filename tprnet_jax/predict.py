@@ -40,6 +40,7 @@ OF_IMAGE = {
 }
 OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
 OUTPUTS = (*OF_IMAGE, *OF_FILE)
+DONE = "all outputs were there already"
 WRITERS = 2
 MOST_WAITING = 8  # Files to write that may wait, so that memory stays bounded.
 
@@ -96,7 +97,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     failed = len(listing.problems) + sum("error" in record for record in records)
     total = len(listing.problems) + len(records)
     if devices.is_first():
-        print(_legible(f"{total - failed} of {total} files segmented into {output}"))
+        done = sum(DONE in record.get("notes", ()) for record in records)
+        before = f", {done} of them before" if done else ""
+        print(_legible(f"{total - failed} of {total} files segmented into {output}{before}"))
     if failed:
         raise UserError(f"{failed} of {total} files could not be segmented; each is named above")
 
@@ -112,6 +115,8 @@ def _segment(job: "Job", files: list[Input]) -> list[dict]:
         job.run(files)
     except UserError as error:
         stopped = str(error)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("interrupted; the same command goes on with the rest") from None
     records, stops = zip(*devices.allgather_json([job.records, stopped]), strict=True)
     if any(stops):
         raise UserError(next(filter(None, stops)))
@@ -193,7 +198,7 @@ class Job:
             "outputs": [path.relative_to(self.output).as_posix() for path in paths],
         }
         if not self.config.overwrite and all(path.is_file() for path in paths):
-            record["notes"].append("all outputs were there already")
+            record["notes"].append(DONE)
             return
         self._check_size(work)
         for note in record["notes"]:

@@ -1,6 +1,7 @@
 """The command line: how flags become a configuration, and a user's mistake one sentence."""
 
 import ast
+import itertools
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -93,10 +94,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         argv = _with_config(argv)
         if _given(argv, "config") is None:  # Flags of its fields would be unknown.
-            raise UserError(
-                "--config is missing; give one such as --config=configs/quickstart.py, or the "
-                "--workdir of a run"
-            )
+            raise UserError(_what_is_missing(_given(argv, "workdir")))
         rest = flags.FLAGS([*map(_found, ["", *argv], argv)])
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; options have the form --name=value")
@@ -133,10 +131,21 @@ def _with_config(argv: list[str]) -> list[str]:
     return [argv[0], f"--config={known}", *argv[1:]]
 
 
+def _what_is_missing(workdir: str | None) -> str:
+    if workdir is None or Path(workdir).expanduser() == model_file.SHIPPED:
+        found = "--config is missing"
+    else:
+        found = f"--config is missing, and --workdir={workdir} holds no run (no config.json)"
+    return (
+        f"{found}; give one such as --config=configs/quickstart.py, or the --workdir of a run; "
+        "--help says what else there is"
+    )
+
+
 def _given(argv: list[str], name: str) -> str | None:
     """The value of a flag, the last one counting; None where it is not given."""
     value = None
-    for argument, after in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, after in itertools.pairwise([*argv[1:], ""]):
         flag, equals, text = argument.lstrip("-").partition("=")
         if flag == name and argument.startswith("-"):
             value = text if equals else after
