@@ -425,6 +425,16 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_whole_files(
     assert len(_names(target)) == 2 * 8 + 1
 
 
+def test_what_is_interrupted_says_that_the_same_command_goes_on(trained, tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    _write(tmp_path / "in", a=("png", 64, 64))
+    monkeypatch.setattr(predict.inputs, "open_angiogram", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="the same command goes on with the rest"):
+        predict.run(_config(trained, tmp_path / "in", tmp_path / "out"), trained[1])
+
+
 def test_an_image_that_gives_none_of_the_outputs_is_named(trained, tmp_path, capsys):
     _write(tmp_path / "in", one=("png", 64, 64))
     config = _config(trained, tmp_path / "in", tmp_path / "out")
