@@ -7,7 +7,7 @@ chosen on 100 training images that are held out.
 
     python -m tprnet_jax.main --config=configs/tprnet_compact.py
 
-trains for 60 epochs, which has not been done to the end yet.
+trains for 40 epochs, which has not been done to the end yet.
 
     python -m tprnet_jax.main --config=configs/tprnet_compact.py:short
 
@@ -35,7 +35,7 @@ from tprnet_jax.runtime.errors import UserError
 def get_config(argument: str = "") -> ConfigDict:
     config = default()
     compact(config)
-    config.train.epochs = 60
+    config.train.epochs = 40
     config.train.batch = 4
     config.train.evaluate_every = 2
     config.data.holdout = 100
