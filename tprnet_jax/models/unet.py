@@ -1,6 +1,6 @@
 """The plain convolutional U-Net of nnU-Net, which all three branches of TPRNet are."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tprnet_jax.models import layers
+from tprnet_jax.models.parts import TORCH_PARAMETERS
 
 # He et al. 2015 for a leaky ReLU: variance 2 / ((1 + slope^2) fan_in).
 _GAIN = 2.0 / (1.0 + layers.NEGATIVE_SLOPE**2)
@@ -140,6 +141,36 @@ class UNet(nn.Module):
         classes = self.classes * self.fold**2
         head = nn.Conv(classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
         return _unfold(head(x), self.fold)[:, :height, :width].astype(jnp.float32)
+
+    def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
+        """Names in the state dict of a `PlainConvUNet`, as of `("encoder_0_1", "conv", "kernel")`.
+
+        The first one is always there.
+        """
+        parameter, stages = TORCH_PARAMETERS[path[-1]], len(self.channels)
+        part, *numbers = path[0].split("_")
+        if part == "head":
+            yield f"decoder.seg_layers.{stages - 2}.{parameter}"
+            return
+        if part == "up":
+            yield f"decoder.transpconvs.{stages - 2 - int(numbers[0])}.{parameter}"
+            return
+        stage, block = map(int, numbers)
+        layers = (path[1], {"conv": "all_modules.0", "norm": "all_modules.1"}[path[1]])
+        if part == "encoder":
+            stems = [f"{owner}stages.{stage}.0." for owner in ("encoder.", "decoder.encoder.")]
+        else:
+            stems = [f"decoder.stages.{stages - 2 - stage}."]
+        for stem in stems:
+            yield from (f"{stem}convs.{block}.{layer}.{parameter}" for layer in layers)
+
+    def torch_idle(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the heads that only deep supervision uses."""
+        heads = {}
+        for index, channels in enumerate(reversed(self.channels[1:-1])):
+            heads[f"decoder.seg_layers.{index}.weight"] = (self.classes, channels, 1, 1)
+            heads[f"decoder.seg_layers.{index}.bias"] = (self.classes,)
+        return heads
 
 
 def _encode(net: UNet, x: jax.Array, stage: int) -> jax.Array:

@@ -1,19 +1,20 @@
-"""Parameters under the names of PyTorch's `PlainConvUNet`, and back; NumPy on both sides.
+"""Parameters under PyTorch's names, and back; NumPy on both sides.
 
-The class is that of nnU-Net's package `dynamic-network-architectures`. Its state dict has most
-tensors under several names, and a head at each coarser stage of the decoder, which only deep
-supervision uses: ours has none, so they are dropped on the way in, and zero on the way out.
+Each network names its own tensors. The state dicts of nnU-Net's classes have most of them under
+several names, and heads that only deep supervision uses: those are dropped on the way in where ours
+has none, and zero on the way out.
 """
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tprnet_jax.models.unet import UNet
+from tprnet_jax.models.parts import torch_axes
 from tprnet_jax.runtime.errors import UserError
 
 PREFIXES = {"global": "global_net.", "local": "local_net.", "focal": "focus_net."}
@@ -35,57 +36,26 @@ class Tensor(NamedTuple):
     axes: tuple[int, ...]
 
 
-_AXES = {"conv": (2, 3, 1, 0), "up": (2, 3, 0, 1), "vector": (0,)}
-_PARAMETERS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-
-
-def tensors(net: UNet) -> Iterator[Tensor]:
-    """All tensors of a network."""
-    key, image = jax.random.key(0), jnp.zeros((1, 8, 8, 1))
+def tensors(net: nn.Module, channels: int = 1) -> Iterator[Tensor]:
+    """All tensors of a network for images of so many channels."""
+    key, image = jax.random.key(0), jnp.zeros((1, 64, 64, channels))
     shapes = jax.eval_shape(net.init, key, image)["params"]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        path = tuple(step.key for step in path)
-        axes = _AXES["vector" if leaf.ndim == 1 else "up" if path[0][:2] == "up" else "conv"]
+    for path, leaf in flatten_dict(shapes).items():
+        axes = torch_axes(path, leaf.ndim)
         shape = tuple(leaf.shape[axes.index(axis)] for axis in range(leaf.ndim))
-        yield Tensor(path, tuple(_names(path, len(net.channels))), shape, axes)
+        yield Tensor(path, tuple(net.torch_names(path)), shape, axes)
 
 
-def _names(path: tuple[str, ...], stages: int) -> Iterator[str]:
-    """Names in a state dict, for example of `("encoder_0_1", "conv", "kernel")`."""
-    parameter = _PARAMETERS[path[-1]]
-    part, *numbers = path[0].split("_")
-    if part == "head":
-        yield f"decoder.seg_layers.{stages - 2}.{parameter}"
-        return
-    if part == "up":
-        yield f"decoder.transpconvs.{stages - 2 - int(numbers[0])}.{parameter}"
-        return
-    stage, block = map(int, numbers)
-    layers = (path[1], {"conv": "all_modules.0", "norm": "all_modules.1"}[path[1]])
-    if part == "encoder":
-        stems = [f"{owner}stages.{stage}.0." for owner in ("encoder.", "decoder.encoder.")]
-    else:
-        stems = [f"decoder.stages.{stages - 2 - stage}."]
-    for stem in stems:
-        yield from (f"{stem}convs.{block}.{layer}.{parameter}" for layer in layers)
-
-
-def idle_heads(net: UNet) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the heads that only deep supervision uses."""
-    heads = {}
-    for index, channels in enumerate(reversed(net.channels[1:-1])):
-        heads[f"decoder.seg_layers.{index}.weight"] = (net.classes, channels, 1, 1)
-        heads[f"decoder.seg_layers.{index}.bias"] = (net.classes,)
-    return heads
-
-
-def from_torch(networks: dict[str, UNet], state: dict[str, np.ndarray]) -> dict:
+def from_torch(
+    networks: dict[str, nn.Module], state: dict[str, np.ndarray], channels: int = 1
+) -> dict:
     """Parameters by branch from a state dict.
 
     Args:
         networks: The branches by name. GlobalNet alone is a plain `PlainConvUNet`; several are
             those of the released TPRNet, each under its prefix.
         state: PyTorch's tensors by name.
+        channels: Of the images.
 
     Raises:
         UserError: A tensor is missing, one too many, of another shape, or has two values.
@@ -93,10 +63,10 @@ def from_torch(networks: dict[str, UNet], state: dict[str, np.ndarray]) -> dict:
     state, params = dict(state), {}
     for branch, prefix in _prefixes(networks).items():
         net = networks[branch]
-        for tensor in tensors(net):
+        for tensor in tensors(net, channels):
             value = _take(state, [prefix + name for name in tensor.names], tensor.shape)
             params[branch, *tensor.path] = np.ascontiguousarray(value.transpose(tensor.axes))
-        for name, shape in idle_heads(net).items():
+        for name, shape in net.torch_idle().items():
             _take(state, [prefix + name], shape, needed=False)
     if state:
         name = min(state)
@@ -106,21 +76,23 @@ def from_torch(networks: dict[str, UNet], state: dict[str, np.ndarray]) -> dict:
     return unflatten_dict(params)
 
 
-def to_torch(networks: dict[str, UNet], params: dict) -> dict[str, np.ndarray]:
+def to_torch(
+    networks: dict[str, nn.Module], params: dict, channels: int = 1
+) -> dict[str, np.ndarray]:
     """The state dict of parameters, complete with every name; the inverse of `from_torch`."""
     state, values = {}, flatten_dict(params)
     for branch, prefix in _prefixes(networks).items():
         net = networks[branch]
-        for tensor in tensors(net):
+        for tensor in tensors(net, channels):
             value = values[branch, *tensor.path]
             value = np.ascontiguousarray(np.transpose(value, np.argsort(tensor.axes)))
             state |= {prefix + name: value for name in tensor.names}
-        for name, shape in idle_heads(net).items():
+        for name, shape in net.torch_idle().items():
             state[prefix + name] = np.zeros(shape, np.float32)
     return state
 
 
-def _prefixes(networks: dict[str, UNet]) -> dict[str, str]:
+def _prefixes(networks: dict[str, nn.Module]) -> dict[str, str]:
     return {"global": ""} if len(networks) == 1 else {name: PREFIXES[name] for name in networks}
 
 
