@@ -104,19 +104,23 @@ def test_a_bfloat16_convolution_has_bfloat16_gradients_summed_in_float32():
     assert x_gradient[0, 0, 0, 0] == 4
 
 
-def _normalisation(x, scale, bias):
+def _normalisation(x, scale, bias, slope):
     mean, variance = x.mean((1, 2), keepdims=True), x.var((1, 2), keepdims=True)
     y = (x - mean) / jnp.sqrt(variance + 1e-5) * scale[None, None, None] + bias[None, None, None]
-    return jnp.where(y >= 0, y, 0.01 * y)
+    return jnp.where(y >= 0, y, slope * y)
 
 
-@pytest.mark.parametrize("shape", [(2, 5, 7, 3), (1, 1, 1, 2), (3, 16, 2, 1)])
-def test_gradients_of_the_normalisation(float64, shape):
+@pytest.mark.parametrize(
+    ("shape", "slope"),
+    [((2, 5, 7, 3), 0.01), ((1, 1, 1, 2), 0.01), ((3, 16, 2, 1), 0.01), ((2, 5, 7, 3), 1.0)],
+)
+def test_gradients_of_the_normalisation(float64, shape, slope):
     x = 3 + 2 * _normal(0, *shape)
     scale, bias = _normal(1, shape[-1]), _normal(2, shape[-1])
     gradient = _normal(3, *shape)
-    expected = _with_gradients(_normalisation, gradient, x, scale, bias)
-    found = _with_gradients(layers.normalise, gradient, x, scale, bias)
+    arrays = gradient, x, scale, bias
+    expected = _with_gradients(lambda *a: _normalisation(*a, slope), *arrays)
+    found = _with_gradients(lambda *a: layers.normalise(*a, slope), *arrays)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-9, atol=1e-11)
 

@@ -57,8 +57,10 @@ def _convolve_backward(stride, residuals, gradient):
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-@jax.custom_vjp
-def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def normalise(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, slope: float = NEGATIVE_SLOPE
+) -> jax.Array:
     """Instance normalisation (Ulyanov et al. 2016), affine, then leaky ReLU.
 
     Statistics are float32 at least, and the variance is the mean square distance to the mean: the
@@ -69,14 +71,15 @@ def normalise(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
         x: `(batch, height, width, channels)`.
         scale: `(channels,)` float32.
         bias: `(channels,)` float32.
+        slope: Of the leaky ReLU below zero; 1 leaves it out.
 
     Returns:
         Of the shape and type of `x`.
     """
-    return _normalise_forward(x, scale, bias)[0]
+    return _normalise_forward(x, scale, bias, slope)[0]
 
 
-def _normalise_forward(x, scale, bias):
+def _normalise_forward(x, scale, bias, slope):
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = wide.mean(axis=(1, 2), keepdims=True)
     variance = jnp.square(wide - mean).mean(axis=(1, 2), keepdims=True)
@@ -85,16 +88,16 @@ def _normalise_forward(x, scale, bias):
     # CPUs costs a write and a read more than to compute them again.
     x_again, mean_again = lax.optimization_barrier((x, mean))
     affine = _affine(x_again.astype(mean.dtype) - mean_again, rate, scale, bias)
-    y = jnp.where(affine >= 0, affine, NEGATIVE_SLOPE * affine).astype(x.dtype)
+    y = jnp.where(affine >= 0, affine, slope * affine).astype(x.dtype)
     return y, (x, mean, rate, scale, bias)
 
 
-def _normalise_backward(residuals, gradient):
+def _normalise_backward(slope, residuals, gradient):
     x, mean, rate, scale, bias = residuals
     distance = x.astype(mean.dtype) - mean
     active = _affine(distance, rate, scale, bias) >= 0
     gradient = gradient.astype(mean.dtype)
-    gradient = jnp.where(active, gradient, NEGATIVE_SLOPE * gradient)
+    gradient = jnp.where(active, gradient, slope * gradient)
     by_bias = gradient.sum(axis=(1, 2), keepdims=True)
     by_scale = rate * (gradient * distance).sum(axis=(1, 2), keepdims=True)
     pixels = x.shape[1] * x.shape[2]

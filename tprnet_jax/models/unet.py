@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tprnet_jax.models import layers
-from tprnet_jax.models.parts import TORCH_PARAMETERS
+from tprnet_jax.models.parts import TORCH_PARAMETERS, pad_to_multiple
 
 # He et al. 2015 for a leaky ReLU: variance 2 / ((1 + slope^2) fan_in).
 _GAIN = 2.0 / (1.0 + layers.NEGATIVE_SLOPE**2)
@@ -43,29 +43,51 @@ class Conv(nn.Module):
 class Norm(nn.Module):
     """Affine instance normalisation and leaky ReLU, see `layers.normalise`."""
 
+    slope: float = layers.NEGATIVE_SLOPE
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
+
     @nn.compact
     def __call__(self, x):
         """Returns the activations."""
-        scale = self.param("scale", nn.initializers.ones_init(), x.shape[-1:])
+        scale = self.param("scale", self.scale_init, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros_init(), x.shape[-1:])
-        return layers.normalise(x, scale, bias)
+        return layers.normalise(x, scale, bias, self.slope)
 
 
 class ConvBlock(nn.Module):
     """3x3 convolution with bias, affine instance normalisation, leaky ReLU.
 
     Maps `(batch, height, width, any)` to `(batch, height / stride, width / stride, features)`.
+
+    Attributes:
+        features: Channels after it.
+        stride: Of the convolution.
+        dtype: Type of the computation.
+        slope: Of the leaky ReLU below zero; 1 leaves it out.
+        scale_init: How the scale of the normalisation starts.
     """
 
     features: int
     stride: int = 1
     dtype: Any = None
+    slope: float = layers.NEGATIVE_SLOPE
+    scale_init: nn.initializers.Initializer = nn.initializers.ones
 
     @nn.compact
     def __call__(self, x):
         """Returns the block's activations."""
         x = Conv(self.features, self.stride, self.dtype, name="conv")(x)
-        return Norm(name="norm")(x)
+        return Norm(self.slope, self.scale_init, name="norm")(x)
+
+
+def block_names(stem: str, path: Sequence[str]) -> Iterator[str]:
+    """Names in PyTorch of a `ConvBlock`'s parameter, as of `("norm", "scale")`; `stem` is its own.
+
+    A state dict has each of its layers twice.
+    """
+    layer, parameter = path
+    for name in (layer, {"conv": "all_modules.0", "norm": "all_modules.1"}[layer]):
+        yield f"{stem}.{name}.{TORCH_PARAMETERS[parameter]}"
 
 
 class UpConv(nn.Module):
@@ -130,7 +152,7 @@ class UNet(nn.Module):
         encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
         decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
         height, width = x.shape[1:3]
-        x = _fold(_pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
+        x = _fold(pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
         skips = []
         for stage in range(len(self.channels)):
             x = encode(self, x, stage)
@@ -156,13 +178,12 @@ class UNet(nn.Module):
             yield f"decoder.transpconvs.{stages - 2 - int(numbers[0])}.{parameter}"
             return
         stage, block = map(int, numbers)
-        layers = (path[1], {"conv": "all_modules.0", "norm": "all_modules.1"}[path[1]])
         if part == "encoder":
-            stems = [f"{owner}stages.{stage}.0." for owner in ("encoder.", "decoder.encoder.")]
+            stems = [f"{owner}stages.{stage}.0" for owner in ("encoder.", "decoder.encoder.")]
         else:
-            stems = [f"decoder.stages.{stages - 2 - stage}."]
+            stems = [f"decoder.stages.{stages - 2 - stage}"]
         for stem in stems:
-            yield from (f"{stem}convs.{block}.{layer}.{parameter}" for layer in layers)
+            yield from block_names(f"{stem}.convs.{block}", path[1:])
 
     def torch_idle(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the heads that only deep supervision uses."""
@@ -188,11 +209,6 @@ def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
     for block in range(2):
         x = ConvBlock(features, 1, net.dtype, name=f"decoder_{stage}_{block}")(x)
     return x
-
-
-def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    rows, columns = (-side % multiple for side in x.shape[1:3])
-    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def _fold(x: jax.Array, side: int) -> jax.Array:
