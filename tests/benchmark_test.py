@@ -11,7 +11,7 @@ from tprnet_jax import benchmark
 from tprnet_jax import config as configuration
 from tprnet_jax.method import step, topology
 from tprnet_jax.method.cascade import TOPOLOGIES
-from tprnet_jax.method.step import Trainer, initial_state
+from tprnet_jax.method.state import Trainer, initial_state
 from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
 from tprnet_jax.report import tables

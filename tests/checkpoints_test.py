@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from tprnet_jax.method.cascade import Cascade, param_shapes
-from tprnet_jax.method.step import State, Trainer, initial_state
+from tprnet_jax.method.state import State, Trainer, initial_state
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime import checkpoints
 from tprnet_jax.runtime.errors import UserError

@@ -11,9 +11,10 @@ import pytest
 
 from tprnet_jax import config as configuration
 from tprnet_jax.method import cascade, inference, topology
-from tprnet_jax.method.step import State, train_step
+from tprnet_jax.method.state import State
+from tprnet_jax.method.step import train_step
 from tprnet_jax.method.windows import Patches, empty_canvas
-from tprnet_jax.models.weights import from_torch, idle_heads, to_torch
+from tprnet_jax.models.weights import from_torch, to_torch
 from tprnet_jax.train import make_trainer
 
 TESTS = Path(__file__).parent
@@ -122,7 +123,7 @@ def compare_gradients(found, expected):
 
 def _without_idle_heads(nets, tensors):
     heads = zip(("global_net.", "local_net.", "focus_net."), nets.values(), strict=True)
-    idle = {prefix + name for prefix, net in heads for name in idle_heads(net)}
+    idle = {prefix + name for prefix, net in heads for name in net.torch_idle()}
     assert len(idle) == 2 * (6 + 5 + 2)
     assert idle < set(tensors)
     return {name: value for name, value in tensors.items() if name not in idle}

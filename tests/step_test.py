@@ -8,7 +8,7 @@ import pytest
 from tprnet_jax import config
 from tprnet_jax.method import cascade, inference, optimiser, step, windows
 from tprnet_jax.method.cascade import Cascade
-from tprnet_jax.method.step import State, Trainer, initial_state
+from tprnet_jax.method.state import State, Trainer, initial_state
 from tprnet_jax.models.unet import UNet
 
 

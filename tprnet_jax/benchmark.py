@@ -19,7 +19,7 @@ from tprnet_jax import train
 from tprnet_jax.data import arcade, loader, scene
 from tprnet_jax.method import topology
 from tprnet_jax.method.cascade import Cascade, to_unit
-from tprnet_jax.method.step import Trainer, initial_state
+from tprnet_jax.method.state import Trainer, initial_state
 from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
 from tprnet_jax.peer.ours import Batch, Subject

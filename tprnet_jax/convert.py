@@ -15,7 +15,7 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.method import optimiser
 from tprnet_jax.method.cascade import Cascade, param_shapes
-from tprnet_jax.method.step import State
+from tprnet_jax.method.state import State
 from tprnet_jax.models.weights import from_torch, to_torch
 from tprnet_jax.runtime import checkpoints, model_file
 from tprnet_jax.runtime.errors import UserError

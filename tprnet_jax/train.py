@@ -14,7 +14,8 @@ from tprnet_jax import config as configuration
 from tprnet_jax import evaluate, segmenter
 from tprnet_jax.data import loader
 from tprnet_jax.method import augment, optimiser
-from tprnet_jax.method.step import State, Trainer, initial_state, train_step
+from tprnet_jax.method.state import State, Trainer, initial_state
+from tprnet_jax.method.step import train_step
 from tprnet_jax.report import tables
 from tprnet_jax.runtime import checkpoints, devices, signals
 from tprnet_jax.runtime.errors import UserError

@@ -15,13 +15,13 @@ import functools
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, Protocol
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from tprnet_jax.method import device_topology, topology, windows
 from tprnet_jax.method.windows import Patches
-from tprnet_jax.models.unet import UNet
 
 BRANCHES = ("global", "local", "focal")
 REFINEMENTS = ("topology_first", "location_first", "sequential", "canvas_mean")
@@ -37,7 +37,7 @@ class Cascade:
     """The networks of a TPRNet and the sizes they work at; hashable, a static argument.
 
     Attributes:
-        global_net: Segments the whole image.
+        global_net: Segments the whole image; any network of `models`, as the others.
         local_net: Segments the window, or None for the ablation "Global only".
         focal_net: Segments the patches, or None for the ablations without it.
         window: Side a of the local window, pixels; it shrinks to the image where that is smaller.
@@ -62,9 +62,9 @@ class Cascade:
             patches are the same. The device knows "skeletonize" and "centroid" alone.
     """
 
-    global_net: UNet
-    local_net: UNet | None
-    focal_net: UNet | None
+    global_net: nn.Module
+    local_net: nn.Module | None
+    focal_net: nn.Module | None
     window: int
     patch: int
     pixels_per_patch: int
@@ -80,7 +80,7 @@ class Cascade:
     topology: str = "host"
 
     @property
-    def networks(self) -> dict[str, UNet]:
+    def networks(self) -> dict[str, nn.Module]:
         """The branches present, by name, in the order of the cascade."""
         nets = (self.global_net, self.local_net, self.focal_net)
         return {name: net for name, net in zip(BRANCHES, nets, strict=True) if net is not None}
@@ -212,18 +212,22 @@ def network_input(cascade: Cascade, images: jax.Array) -> jax.Array:
     return (images - mean) / jnp.maximum(deviation, 1e-6)
 
 
-def coarse_logits(cascade: Cascade, params: dict, images: jax.Array) -> Coarse:
+def coarse_logits(
+    cascade: Cascade, params: dict, images: jax.Array, global_logits: jax.Array | None = None
+) -> Coarse:
     """GlobalNet, the window around what it found, and LocalNet in that window (Eqs. 1-3).
 
     Args:
         cascade: The networks.
         params: Parameters by branch.
         images: `(batch, height, width, 1)` float32, see `network_input`.
+        global_logits: Those of GlobalNet, if they are known.
 
     Returns:
         Logits of both branches and the window's origin.
     """
-    global_logits = cascade.global_net.apply({"params": params["global"]}, images)
+    if global_logits is None:
+        global_logits = cascade.global_net.apply({"params": params["global"]}, images)
     if cascade.local_net is None:
         return Coarse(global_logits, None, None)
     image = images.shape[1:3]

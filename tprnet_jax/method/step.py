@@ -1,4 +1,4 @@
-"""One training step: `cascade.forward` with a way back, the backward pass, the update.
+"""One training step: `cascade.forward` with a way back, and the backward pass.
 
 Each stage is a jitted call. The pullback that `jax.vjp` returns inside a jitted function is a
 pytree, so it leaves the device call, waits while the host places the patches, and enters the
@@ -6,17 +6,14 @@ backward call. The coordinates of window and patches are constants to the gradie
 """
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from tprnet_jax.method import augment, losses, windows
 from tprnet_jax.method.cascade import (
-    Cascade,
     Coarse,
     ToSample,
     chunks,
@@ -24,7 +21,6 @@ from tprnet_jax.method.cascade import (
     focal_input,
     focal_logits,
     forward,
-    init,
     lay,
     network_input,
     refine,
@@ -33,92 +29,10 @@ from tprnet_jax.method.cascade import (
     sampling_mask,
     to_unit,
 )
+from tprnet_jax.method.state import State, Trainer, update
 from tprnet_jax.method.windows import Patches
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.devices import EVERYWHERE, ROWS
-
-
-class Trainer(NamedTuple):
-    """What a training step needs besides arrays; hashable, a static argument.
-
-    Attributes:
-        cascade: The networks.
-        direction: Turns a branch's gradients into a direction of descent.
-        schedule: Learning rate by step.
-        clip_norm: Largest norm of the gradient of all branches together.
-        ema: Decay of the moving average of the weights, a step; 0 for no average.
-        image_dice: Whether the Dice loss is the mean over images, see `losses.soft_dice`.
-        patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
-        mesh: Devices that share a batch, see `devices.mesh`; None for one.
-        augmentation: What may happen to an image before a step.
-        seed: Of the augmentation.
-    """
-
-    cascade: Cascade
-    direction: optax.GradientTransformation
-    schedule: Callable
-    clip_norm: float
-    ema: float = 0.0
-    image_dice: bool = False
-    patch_gradient: bool = True
-    mesh: jax.sharding.Mesh | None = None
-    augmentation: augment.Settings = augment.Settings()
-    seed: int = 0
-
-    @property
-    def shares(self) -> tuple[int, int]:
-        """Devices that share a batch: of this process, and of all."""
-        return (1, 1) if self.mesh is None else (len(self.mesh.local_devices), self.mesh.size)
-
-
-class State(NamedTuple):
-    """All that a step changes.
-
-    Attributes:
-        step: Steps taken, int32 scalar.
-        params: Parameters by branch.
-        optim: State of the optimiser by branch, so that a branch that sits out an epoch is not
-            touched by weight decay or momentum.
-        skipped: Steps in a row, up to the last one, that were not applied because the loss or
-            the gradient was not finite, int32 scalar.
-        average: Moving average of the parameters, which is what evaluation uses; None without.
-    """
-
-    step: jax.Array
-    params: dict
-    optim: dict
-    skipped: jax.Array
-    average: dict | None = None
-
-    @property
-    def evaluated(self) -> dict:
-        """The parameters that evaluation uses."""
-        return self.params if self.average is None else self.average
-
-    @property
-    def parts(self) -> dict[str, dict]:
-        """The state as a checkpoint keeps it: "params", all that evaluation reads, and "optim"."""
-        rest = {"step": self.step, "optim": self.optim, "skipped": self.skipped}
-        if self.average is not None:
-            rest["weights"] = self.params
-        return {"params": self.evaluated, "optim": rest}
-
-    @classmethod
-    def of_parts(cls, params: dict, optim: dict) -> "State":
-        """The inverse of `parts`."""
-        rest = dict(optim)
-        weights = rest.pop("weights", None)
-        if weights is None:
-            return cls(params=params, **rest)
-        return cls(params=weights, average=params, **rest)
-
-
-def initial_state(trainer: Trainer, seed: int) -> State:
-    """Fresh parameters and optimiser state, on one device."""
-    params = init(trainer.cascade, jax.random.key(seed))
-    optim = {name: trainer.direction.init(branch) for name, branch in params.items()}
-    average = jax.tree.map(jnp.copy, params) if trainer.ema else None
-    return State(jnp.zeros((), jnp.int32), params, optim, jnp.zeros((), jnp.int32), average)
 
 
 def train_step(
@@ -147,7 +61,7 @@ def train_step(
         the gradient is not finite, only the numbers of steps and of skipped ones change.
     """
     images, masks = on_devices(trainer, images, masks, samples)
-    tape = Tape(trainer, state.params, masks, with_focal)
+    tape = Tape(trainer, state.params, masks, with_focal, state.step)
     stage = functools.partial(patches_for_devices, trainer, image=images.shape[1:3])
     terms, gradients = run(forward(tape, images), stage)
     state, scalars = update(trainer, state, tape.backward(gradients), terms["loss"])
@@ -204,19 +118,22 @@ class Tape:
         params: Parameters by branch.
         masks: On the devices, see `train_step`.
         with_focal: Whether FocalNet takes part.
+        step: Number of the step, from 0, which decides what dropout drops.
 
     Attributes:
         count: Number of patches.
     """
 
-    def __init__(self, trainer: Trainer, params: dict, masks: jax.Array, with_focal: bool):
-        self.trainer, self.params, self.masks = trainer, params, masks
-        self.with_focal, self.count = with_focal, 0
+    def __init__(self, trainer: Trainer, params: dict, masks, with_focal: bool, step: jax.Array):
+        self.trainer, self.params, self.masks, self.step = trainer, params, masks, step
+        self.with_focal, self.count, self.auxiliary = with_focal, 0, None
         self.coarse_pullback, self.focal_pullbacks = None, []
 
     def coarse(self, images: jax.Array) -> tuple[Coarse, jax.Array | None, ToSample | None]:
         """GlobalNet and LocalNet."""
-        coarse, seen, to_sample, self.coarse_pullback = _coarse(self.trainer, self.params, images)
+        (coarse, self.auxiliary), seen, to_sample, self.coarse_pullback = _coarse(
+            self.trainer, self.params, images, self.masks, self.step
+        )
         return (coarse, seen, to_sample) if self.with_focal else (coarse, None, None)
 
     def focal(self, seen: jax.Array, patches: tuple[list[Patches], int]):
@@ -231,7 +148,7 @@ class Tape:
     def refine(self, coarse: Coarse, laid) -> tuple[dict, tuple]:
         """Terms of the objective, and its gradients by the logits and by what was laid."""
         count = np.float32(max(self.count, 1))
-        return _objective(self.trainer, coarse, laid, count, self.masks)
+        return _objective(self.trainer, (coarse, self.auxiliary), laid, count, self.masks)
 
     def backward(self, gradients: tuple) -> dict:
         """Each device's own gradients of the parameters of each branch that took part."""
@@ -248,26 +165,44 @@ class Tape:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _coarse(trainer: Trainer, params, images):
+def _coarse(trainer: Trainer, params, images, masks, step):
     cascade = trainer.cascade
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
-    def stage(params, images):
+    def stage(params, images, masks, step):
         images = network_input(cascade, images)
+        key = jax.random.fold_in(jax.random.key(trainer.seed), step)
+        key = jax.random.fold_in(key, devices.number(trainer.mesh))
 
         def logits(params):
-            coarse = coarse_logits(cascade, params, images)
-            return coarse._replace(origin=None), coarse.origin
+            global_logits, auxiliary = _global_in_training(
+                cascade.global_net, params["global"], images, to_unit(masks), key
+            )
+            coarse = coarse_logits(cascade, params, images, global_logits)
+            return (coarse._replace(origin=None), auxiliary), coarse.origin
 
-        coarse, pullback, origin = jax.vjp(logits, params, has_aux=True)
+        (coarse, auxiliary), pullback, origin = jax.vjp(logits, params, has_aux=True)
         coarse, pullback = coarse._replace(origin=origin), devices.own(pullback)
         if cascade.focal_net is None:
-            return coarse, None, None, pullback
+            return (coarse, auxiliary), None, None, pullback
         seen = focal_input(cascade, images, coarse)
-        return coarse, seen, sampling_mask(cascade, coarse), pullback
+        return (coarse, auxiliary), seen, sampling_mask(cascade, coarse), pullback
 
-    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS), ROWS)
-    return each(coarse_params, images)
+    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS, ROWS, EVERYWHERE), ROWS)
+    return each(coarse_params, images, masks, step)
+
+
+def _global_in_training(
+    net: nn.Module, params: dict, images: jax.Array, masks: jax.Array, key: jax.Array
+) -> tuple[jax.Array, jax.Array | None]:
+    """GlobalNet's logits, and the loss of its auxiliary outputs `(1,)`; None without any."""
+    logits, sown = net.apply(
+        {"params": params}, images, train=True, mutable="auxiliary", rngs={"dropout": key}
+    )
+    if not sown:
+        return logits, None
+    outputs = {name: value for name, (value,) in sown["auxiliary"].items()}
+    return logits, net.auxiliary_loss(outputs, masks)[None]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -301,13 +236,16 @@ def _focal(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
 
 @devices.alone
 @functools.partial(jax.jit, static_argnums=0)
-def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
-    """Mean of the terms (the released code's five; three while FocalNet sits out)."""
-    cascade, truth, origin = trainer.cascade, to_unit(masks), coarse.origin
+def _objective(trainer: Trainer, found, laid, count, masks):
+    """Mean of the terms (the released code's five; three while FocalNet sits out).
+
+    The loss of GlobalNet's auxiliary outputs, if it has any, is added to its own.
+    """
+    cascade, truth, origin = trainer.cascade, to_unit(masks), found[0].origin
     segmentation_loss = functools.partial(losses.segmentation_loss, of_images=trainer.image_dice)
 
-    def total(coarse, laid):
-        coarse = coarse._replace(origin=origin)
+    def total(found, laid):
+        coarse, auxiliary = found[0]._replace(origin=origin), found[1]
         canvas = None if laid is None else laid[0]
         stages = refine(cascade, coarse, canvas)
         terms = {"global": segmentation_loss(stages["global"], truth)}
@@ -319,10 +257,14 @@ def _objective(trainer: Trainer, coarse: Coarse, laid, count, masks):
             terms["final"] = segmentation_loss(stages["final"], truth)
             focal = laid[1].sum() / count
             terms["focal"] = focal if trainer.patch_gradient else jax.lax.stop_gradient(focal)
-        loss = sum(terms.values()) / len(terms)
+        parts = len(terms)
+        if auxiliary is not None:
+            terms["auxiliary"] = auxiliary.mean()
+        loss = sum(terms.values()) / parts
         return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
 
-    gradients, terms = jax.grad(total, (0, 1), has_aux=True)(coarse._replace(origin=None), laid)
+    without_origin = (found[0]._replace(origin=None), found[1])
+    gradients, terms = jax.grad(total, (0, 1), has_aux=True)(without_origin, laid)
     return terms, devices.keep_rows(trainer.mesh, gradients)
 
 
@@ -349,50 +291,3 @@ def _focal_chunk_backward(trainer: Trainer, total, gradient, pullback):
         return jax.tree.map(jnp.add, total, devices.own(more)), gradient
 
     return devices.on_each(trainer.mesh, backward, ROWS, ROWS)(total, gradient, pullback)
-
-
-@devices.alone
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def update(
-    trainer: Trainer, state: State, gradients: dict, loss: jax.Array
-) -> tuple[State, dict[str, jax.Array]]:
-    """The state after a step, and its scalars.
-
-    Args:
-        trainer: Optimiser and schedule.
-        state: Before; its memory is that of the state after, so it cannot be used again.
-        gradients: By branch, each device's own, see `Tape.backward`.
-        loss: Of the batch.
-    """
-    gradients = jax.tree.map(lambda of_each: of_each.sum(axis=0), gradients)
-    norm = optax.tree.norm(gradients)
-    scale = jnp.minimum(1.0, trainer.clip_norm / (norm + 1e-6))
-    rate = trainer.schedule(state.step)
-    params, optim = dict(state.params), dict(state.optim)
-    for name, gradient in gradients.items():
-        clipped = jax.tree.map(lambda g: g * scale, gradient)
-        descent, optim[name] = trainer.direction.update(clipped, optim[name], params[name])
-        params[name] = jax.tree.map(lambda p, d: p - rate * d, params[name], descent)
-    usable = jnp.isfinite(norm) & jnp.isfinite(loss)
-    average = _averaged(trainer.ema, state.average, params, state.step)
-    params, optim, average = jax.tree.map(
-        lambda new, old: jnp.where(usable, new, old),
-        (params, optim, average),
-        (state.params, state.optim, state.average),
-    )
-    skipped = jnp.where(usable, 0, state.skipped + 1)
-    scalars = {"gradient_norm": norm, "learning_rate": rate, "skipped": skipped}
-    after = State(state.step + 1, params, optim, skipped, average)
-    return devices.keep_everywhere(trainer.mesh, (after, scalars))
-
-
-def _averaged(decay: float, average: dict | None, params: dict, step: jax.Array) -> dict | None:
-    """The moving average after a step.
-
-    The decay is (1 + step) / (10 + step) until that reaches its setting, so that the average
-    forgets the random weights it starts from (TensorFlow's ExponentialMovingAverage).
-    """
-    if average is None:
-        return None
-    decay = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, params)

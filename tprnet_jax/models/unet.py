@@ -147,8 +147,11 @@ class UNet(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, x):
-        """Maps images `(batch, height, width, any)` to logits `(batch, height, width, classes)`."""
+    def __call__(self, x, train: bool = False):
+        """Maps images `(batch, height, width, any)` to logits `(batch, height, width, classes)`.
+
+        In training nothing is different.
+        """
         encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
         decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
         height, width = x.shape[1:3]

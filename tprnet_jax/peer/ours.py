@@ -15,7 +15,7 @@ import numpy as np
 
 from tprnet_jax.method import inference, step, windows
 from tprnet_jax.method.cascade import Cascade, ToSample, forward, patches_on_device, run
-from tprnet_jax.method.step import State, Trainer
+from tprnet_jax.method.state import State, Trainer, update
 from tprnet_jax.runtime import devices
 
 
@@ -109,11 +109,11 @@ def train(subject: Subject, batches: Sequence[Batch], clock: "Clock | None" = No
     for batch in batches:
         images, masks = step.on_devices(trainer, *batch)
         with_focal = subject.cascade.focal_net is not None
-        tape = step.Tape(trainer, state.params, masks, with_focal)
+        tape = step.Tape(trainer, state.params, masks, with_focal, state.step)
         steps = forward(_Timed(tape, clock), images)
         terms, gradients = run(steps, functools.partial(_share_truth, trainer, masks, clock))
         gradients = clock.watch("backward", tape.backward(gradients))
-        state, _ = clock.watch("update", step.update(trainer, state, gradients, terms["loss"]))
+        state, _ = clock.watch("update", update(trainer, state, gradients, terms["loss"]))
     return state
 
 

@@ -113,6 +113,11 @@ def alone(program: Callable) -> Callable:
     return call
 
 
+def number(devices: Mesh | None) -> jax.Array | int:
+    """Inside `on_each`: which of the devices this is."""
+    return 0 if devices is None else jax.lax.axis_index(AXIS)
+
+
 def own(tree):
     """Inside `on_each`: arrays that every device has its own of, as `ROWS` of one each."""
     return jax.tree.map(lambda x: x[None], tree)
