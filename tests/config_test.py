@@ -55,7 +55,9 @@ def test_tprnet_trains_as_released():
         "learning_rate": 0.01,
         "momentum": 0.99,
         "weight_decay": 3e-5,
+        "second_momentum": 0.999,
         "schedule": "poly",
+        "power": 0.9,
         "warmup": 0.0,
         "clip_norm": 12.0,
     }

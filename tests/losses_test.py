@@ -80,3 +80,9 @@ def test_patch_losses_are_those_of_the_patches_one_by_one():
     for index, value in enumerate(found):
         alone = losses.segmentation_loss(logits[index : index + 1], masks[index : index + 1])
         assert value == pytest.approx(float(alone), rel=1e-6)
+
+
+def test_the_dice_can_be_left_out():
+    logits, mask = jnp.zeros((1, 2, 2, 2)), jnp.ones((1, 2, 2, 1))
+    assert losses.segmentation_loss(logits, mask, with_dice=False) == pytest.approx(np.log(2))
+    assert losses.patch_losses(logits, mask, with_dice=False) == pytest.approx([np.log(2)])

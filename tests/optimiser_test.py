@@ -31,15 +31,17 @@ def test_sgd_is_pytorchs_with_nesterov_momentum():
         np.testing.assert_allclose(params, p, rtol=1e-5)
 
 
-def test_adamw_decays_apart_from_the_moments():
+@pytest.mark.parametrize("beta", [0.999, 0.95])
+def test_adamw_decays_apart_from_the_moments(beta):
     """Kingma and Ba's moments with 0.9, 0.999 and 1e-8; Loshchilov and Hutter's decay."""
-    direction = optimiser.direction(_optim(name="adamw", weight_decay=0.1))
+    optim = _optim(name="adamw", weight_decay=0.1, second_momentum=beta)
+    direction = optimiser.direction(optim)
     params = jnp.array([1.0, -2.0, 3.0])
     state, m, v = direction.init(params), np.zeros(3), np.zeros(3)
     for step, gradient in enumerate(np.array([[1, 2, -3], [0.5, -1, 1]]), start=1):
         descent, state = direction.update(jnp.asarray(gradient, jnp.float32), state, params)
-        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
-        adam = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+        m, v = 0.9 * m + 0.1 * gradient, beta * v + (1 - beta) * gradient**2
+        adam = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - beta**step)) + 1e-8)
         np.testing.assert_allclose(descent, adam + 0.1 * np.asarray(params), rtol=1e-4)
 
 
@@ -120,3 +122,17 @@ def test_cosine_without_warm_up_starts_at_its_peak():
 def test_a_warm_up_as_long_as_the_training_is_named():
     with pytest.raises(UserError, match=r"config\.optim\.warmup is 3"):
         optimiser.schedule(_optim(schedule="cosine", warmup=3.0), epochs=3, steps_per_epoch=5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "rates"),
+    [
+        ({"schedule": "poly", "power": 2.0}, [1, 1, (39 / 40) ** 2, (20 / 40) ** 2]),
+        ({"schedule": "constant"}, [1, 1, 1, 1]),
+        ({"schedule": "tenths"}, [1, 1, 1, 0.1]),
+    ],
+)
+def test_schedules_by_epoch(fields, rates):
+    rate = optimiser.schedule(_optim(learning_rate=1.0, **fields), 40, 2)
+    found = [rate(step) for step in (0, 1, 2, 40)]  # The first, first, second and 21st epoch.
+    np.testing.assert_allclose(found, rates, rtol=1e-5)

@@ -8,9 +8,10 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 from ml_collections import ConfigDict
 
-from tprnet_jax.method import augment
+from tprnet_jax.method import augment, losses, optimiser
 from tprnet_jax.method.cascade import (
     BRANCHES,
     CENTRELINE_REGIONS,
@@ -20,6 +21,8 @@ from tprnet_jax.method.cascade import (
     Cascade,
 )
 from tprnet_jax.method.topology import CENTRELINES, FIRST_POINTS
+from tprnet_jax.models import networks
+from tprnet_jax.models.networks import NETWORKS
 from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime import model_file
 from tprnet_jax.runtime.errors import UserError
@@ -75,7 +78,12 @@ _DATA = {
 }
 _MODEL = {
     "branches": BRANCHES,  # Table II: leave out "focal", or "local" and "focal".
-    "global_channels": (32, 64, 128, 256, 512, 512, 512, 512),  # A stage each.
+    # GlobalNet: TPRNet's own U-Net, or one of the networks that the paper compares with.
+    "global_net": Choice("unet", tuple(NETWORKS)),
+    "global_auxiliary": False,  # With the outputs that it only has in training, and their loss.
+    "global_side": Number(512, 1),  # Side of the images that "umamba_enc" is made for, pixels.
+    # A stage each; of another network than "unet", these stand for those of its official code.
+    "global_channels": (32, 64, 128, 256, 512, 512, 512, 512),
     "local_channels": (32, 64, 128, 256, 512, 512, 512),
     "focal_channels": (32, 64, 128, 256),
     "global_fold": Choice(1, _FOLDS),  # Side of the squares of pixels that become channels: 1, or 2
@@ -103,7 +111,10 @@ _OPTIM = {
     "learning_rate": Number(0.01),
     "momentum": Number(0.99, 0, 1),  # sgd only.
     "weight_decay": Number(3e-5),
-    "schedule": Choice("poly", ("poly", "cosine")),  # By epoch, exponent 0.9; or by step.
+    "second_momentum": Number(0.999, 0, 1),  # adamw only: of the squared gradient.
+    # See `optimiser.schedule`; "cosine" is by step, the others by epoch.
+    "schedule": Choice("poly", optimiser.SCHEDULES),
+    "power": Number(0.9),  # poly only: exponent.
     "warmup": Number(0.0),  # Epochs of linear warm-up; cosine only.
     "clip_norm": Number(12.0),  # Largest norm of the gradient of all branches.
 }
@@ -112,6 +123,7 @@ _TRAIN = {
     "start_from": "",  # A workdir or model file whose weights to begin with, or "shipped".
     "batch": Number(1, 1),
     "ema": Number(0.0, 0, 1),  # Decay of the weights' average, which is evaluated; 0 for none.
+    "loss": Choice("cross_entropy_dice", losses.LOSSES),  # Or "cross_entropy" alone.
     "image_dice": False,  # The loss takes the Dice of each image, not that of the whole batch.
     "focal_from_epoch": Number(1),  # FocalNet sits out the epochs before.
     "evaluate_every": Number(1, 1),  # Epochs between two evaluations, each with a checkpoint.
@@ -246,6 +258,7 @@ def check(config: ConfigDict) -> None:
         )
     _check_augmentation(config.augment)
     _check_branches(config.model, config.train.remat)
+    _check_global_net(config)
     _check_topology(config)
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
@@ -315,12 +328,32 @@ def _check_branches(model: ConfigDict, remat: tuple[str, ...]) -> None:
             )
 
 
+def _check_global_net(config: ConfigDict) -> None:
+    model = config.model
+    given = {
+        "config.model.global_fold": model.global_fold > 1,
+        "config.train.remat": "global" in config.train.remat,
+    }
+    for field in (field for field, is_given in given.items() if is_given):
+        if model.global_net != "unet":
+            raise UserError(
+                f"{field} is for GlobalNet's own network, but config.model.global_net is "
+                f"{model.global_net!r}; leave it out, or set the network to 'unet'"
+            )
+    if model.global_auxiliary and not networks.has_auxiliary(model.global_net):
+        having = ", ".join(filter(networks.has_auxiliary, NETWORKS))
+        raise UserError(
+            f"config.model.global_auxiliary is True, but {model.global_net} has no auxiliary "
+            f"outputs, only {having}; set it to False"
+        )
+
+
 def cascade(config: ConfigDict) -> Cascade:
     """The networks that a configuration describes; `check` it before."""
     model = config.model
-    nets = {
+    nets = {"global": _global_net(model)} | {
         name: UNet(tuple(model[f"{name}_channels"]), fold=model[f"{name}_fold"], dtype=model.dtype)
-        for name in model.branches
+        for name in model.branches[1:]
     }
     return Cascade(
         *(nets.get(name) for name in BRANCHES),
@@ -338,3 +371,17 @@ def cascade(config: ConfigDict) -> Cascade:
         guided=model.guided,
         topology=config.topology,
     )
+
+
+def _global_net(model: ConfigDict) -> nn.Module:
+    fields = {"dtype": model.dtype}
+    channels = tuple(model.global_channels)
+    if model.global_net == "unet":
+        return UNet(channels, fold=model.global_fold, **fields)
+    if channels != _MODEL["global_channels"]:
+        fields["channels"] = channels
+    if model.global_auxiliary:
+        fields["auxiliary"] = True
+    if model.global_net == "umamba_enc":
+        fields["side"] = model.global_side
+    return NETWORKS[model.global_net](**fields)

@@ -80,6 +80,7 @@ def make_trainer(
         clip_norm=config.optim.clip_norm,
         ema=config.train.ema,
         image_dice=config.train.image_dice,
+        with_dice=config.train.loss == "cross_entropy_dice",
         patch_gradient=config.train.patch_gradient,
         mesh=mesh,
         augmentation=augment.settings(config.augment),

@@ -2,6 +2,7 @@
 
 import jax
 
+LOSSES = ("cross_entropy_dice", "cross_entropy")
 SMOOTH = 1e-5
 
 
@@ -46,19 +47,27 @@ def _margin(logits: jax.Array) -> jax.Array:
     return logits[..., 1:] - logits[..., :1]
 
 
-def segmentation_loss(logits: jax.Array, mask: jax.Array, of_images: bool = False) -> jax.Array:
-    """Cross-entropy + soft Dice, equal weights; see `soft_dice`."""
-    return cross_entropy(logits, mask) + soft_dice(logits, mask, of_images)
+def segmentation_loss(
+    logits: jax.Array, mask: jax.Array, of_images: bool = False, with_dice: bool = True
+) -> jax.Array:
+    """Cross-entropy + soft Dice, equal weights, see `soft_dice`; or the former alone."""
+    loss = cross_entropy(logits, mask)
+    return loss + soft_dice(logits, mask, of_images) if with_dice else loss
 
 
-def patch_losses(logits: jax.Array, masks: jax.Array) -> jax.Array:
+def patch_losses(logits: jax.Array, masks: jax.Array, with_dice: bool = True) -> jax.Array:
     """`segmentation_loss` of each patch by itself.
 
     Args:
         logits: `(patches, rows, columns, 2)`.
         masks: `(patches, rows, columns, 1)` in {0, 1}.
+        with_dice: See `segmentation_loss`.
 
     Returns:
         `(patches,)`.
     """
-    return jax.vmap(lambda one, mask: segmentation_loss(one[None], mask[None]))(logits, masks)
+
+    def loss(one, mask):
+        return segmentation_loss(one[None], mask[None], with_dice=with_dice)
+
+    return jax.vmap(loss)(logits, masks)

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from tprnet_jax.runtime.errors import UserError
 
+SCHEDULES = ("poly", "cosine", "constant", "tenths")
+
 
 def direction(config: ConfigDict) -> optax.GradientTransformation:
     """What turns gradients into a direction of descent; the learning rate is applied after it.
@@ -23,7 +25,7 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
     if config.name == "sgd":
         # PyTorch's order: the decay enters the momentum.
         return optax.chain(decay, optax.trace(config.momentum, nesterov=True))
-    return optax.chain(optax.scale_by_adam(), decay)
+    return optax.chain(optax.scale_by_adam(b2=config.second_momentum), decay)
 
 
 def _muon(decay: float) -> optax.GradientTransformation:
@@ -81,21 +83,30 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
 def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
     """Learning rate by step.
 
-    "poly": `learning_rate * (1 - epoch / epochs) ** 0.9`, constant within an epoch, as nnU-Net
+    "poly": `learning_rate * (1 - epoch / epochs) ** power`, constant within an epoch, as nnU-Net
     and the released TPRNet have it. "cosine": a linear warm-up of `warmup` epochs from 0, then
-    half a cosine to 0, both by step.
+    half a cosine to 0, both by step. "constant": always the same. "tenths": a tenth of it every 20
+    epochs.
 
     Args:
-        config: `config.optim`, its `schedule` "poly" or "cosine".
+        config: `config.optim`, its `schedule` one of `SCHEDULES`.
         epochs: Length of the training in epochs.
         steps_per_epoch: Steps an epoch has.
 
     Raises:
         UserError: The warm-up leaves no step after it.
     """
-    if config.schedule == "poly":
-        by_epoch = optax.polynomial_schedule(config.learning_rate, 0.0, 0.9, epochs)
-        return lambda step: by_epoch(step // steps_per_epoch)
+    if config.schedule == "cosine":
+        return _cosine(config, epochs, steps_per_epoch)
+    by_epoch = {
+        "poly": optax.polynomial_schedule(config.learning_rate, 0.0, config.power, epochs),
+        "constant": optax.constant_schedule(config.learning_rate),
+        "tenths": optax.exponential_decay(config.learning_rate, 20, 0.1, staircase=True),
+    }[config.schedule]
+    return lambda step: by_epoch(step // steps_per_epoch)
+
+
+def _cosine(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
     warmup, steps = round(config.warmup * steps_per_epoch), epochs * steps_per_epoch
     if warmup >= steps:
         raise UserError(

@@ -24,6 +24,7 @@ class Trainer(NamedTuple):
         clip_norm: Largest norm of the gradient of all branches together.
         ema: Decay of the moving average of the weights, a step; 0 for no average.
         image_dice: Whether the Dice loss is the mean over images, see `losses.soft_dice`.
+        with_dice: Whether the loss has a Dice at all.
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
@@ -36,6 +37,7 @@ class Trainer(NamedTuple):
     clip_norm: float
     ema: float = 0.0
     image_dice: bool = False
+    with_dice: bool = True
     patch_gradient: bool = True
     mesh: jax.sharding.Mesh | None = None
     augmentation: augment.Settings = augment.Settings()

@@ -224,7 +224,7 @@ def _focal(trainer, params, canvas, patch_loss, seen, masks, patches: Patches):
 
         def segment(params, canvas, patch_loss):
             logits = focal_logits(cascade, {"focal": params}, seen, patches)
-            loss = jnp.where(taken, losses.patch_losses(logits, truth), 0).sum()
+            loss = jnp.where(taken, losses.patch_losses(logits, truth, trainer.with_dice), 0).sum()
             return lay(cascade, canvas, logits, patches), patch_loss + loss
 
         laid, pullback = jax.vjp(segment, params, canvas, patch_loss)
@@ -242,7 +242,9 @@ def _objective(trainer: Trainer, found, laid, count, masks):
     The loss of GlobalNet's auxiliary outputs, if it has any, is added to its own.
     """
     cascade, truth, origin = trainer.cascade, to_unit(masks), found[0].origin
-    segmentation_loss = functools.partial(losses.segmentation_loss, of_images=trainer.image_dice)
+    segmentation_loss = functools.partial(
+        losses.segmentation_loss, of_images=trainer.image_dice, with_dice=trainer.with_dice
+    )
 
     def total(found, laid):
         coarse, auxiliary = found[0]._replace(origin=origin), found[1]
