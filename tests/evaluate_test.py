@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 
 import cv2
@@ -72,6 +73,10 @@ def test_summary_and_table(scores):
     assert result["images"] == 3
     assert result["final"]["recall"] == pytest.approx((1 + 0.75 + 0) / 3)
     assert result["empty"]["final"] == {"both": 0, "prediction": 1, "truth": 0}
+    # The squares' centrelines are 2 pixels from the wall at most, so is the line's.
+    assert result["final"]["recall_thin"] == pytest.approx(2 / 3)
+    assert result["final"]["recall_thick"] is None
+    assert result["counts"] == {"recall_thin": 3, "recall_middle": 0, "recall_thick": 0}
     table = tables.table(result).splitlines()
     assert table[1].split() == ["Dice", "IoU", "Precision", "Recall", "ASD"]
     assert table[3].split()[:2] == ["Final", "0.5833"]
@@ -81,19 +86,49 @@ def test_summary_and_table(scores):
 def test_under_the_table_stands_where_the_dice_is_lost(scores):
     # Of the final masks the first is right, the second one column off, the third empty.
     lines = tables.table(tables.summary(scores)).splitlines()
-    assert lines[lines.index("Mean over 3 images; ASD in pixels.") + 1] == (
+    mean = lines.index("Mean over 3 images; ASD in pixels.")
+    assert lines[mean + 1] == (
         "Final: branches missed 0.333, extra 0.000 of the true area (over 5 px away); "
         "Dice without these 0.917; area 0.67 of the true."
     )
+    # HD95 is 0, 1 and the diagonal; the empty mask lacks one component.
+    assert lines[mean + 2] == (
+        "Final: HD95 4.60, clDice 0.6667; Betti errors 0.33, 0.00; centreline recall thin 0.667, "
+        "middle none, thick none (radius up to 2, up to 4, over 4 px)."
+    )
 
 
-def test_table_of_a_result_with_the_papers_metrics_alone(scores):
+@pytest.mark.parametrize(
+    ("names", "lines"), [(tuple(tables.COLUMNS), 0), (metrics.BRIEF, 1), (metrics.NAMES, 2)]
+)
+def test_table_of_an_earlier_result_with_fewer_metrics(scores, names, lines):
     result = tables.summary(scores)
+    full = tables.table(result).splitlines()
     for stage in _Stages.stages:
-        result[stage] = {name: result[stage][name] for name in tables.COLUMNS}
-    table = tables.table(result)
-    assert "Mean over 3 images; ASD in pixels." in table
-    assert "branches" not in table
+        result[stage] = {name: result[stage][name] for name in names}
+    del result["counts"], result["interval"]
+    mean = full.index("Mean over 3 images; ASD in pixels.")
+    kept = full[: mean + 1 + lines] + full[mean + 3 :]
+    assert tables.table(result).splitlines() == kept
+
+
+def test_intervals_hold_the_means_and_are_none_where_these_are(scores):
+    result = tables.summary(scores)
+    assert tuple(result["interval"]) == _Stages.stages
+    for stage, intervals in result["interval"].items():
+        assert tuple(intervals) == metrics.NAMES
+        for name, interval in intervals.items():
+            mean = result[stage][name]
+            assert (interval is None) == (mean is None)
+            assert mean is None or interval[0] <= mean <= interval[1]
+    # Of three images, a resample has the one with Dice 0 three times in one of 27.
+    assert result["interval"]["final"]["dice"] == [0.0, 1.0]
+
+
+def test_an_undefined_metric_is_an_empty_cell(scores):
+    rows = list(csv.DictReader(io.StringIO(tables.per_image(scores))))
+    assert [row["final_recall_thin"] for row in rows] == ["1.000000", "1.000000", "0.000000"]
+    assert [row["final_recall_thick"] for row in rows] == ["", "", ""]
 
 
 def test_batches_are_filled_and_split_by_size(monkeypatch):
@@ -123,8 +158,12 @@ def test_files_agree_with_each_other_and_with_a_rerun(trained):
     for stage in stages:
         assert tuple(result[stage]) == metrics.NAMES
         for name in metrics.NAMES:
-            mean = np.mean([float(row[f"{stage}_{name}"]) for row in rows])
-            assert result[stage][name] == pytest.approx(mean, abs=1e-6)
+            values = [float(row[f"{stage}_{name}"]) for row in rows if row[f"{stage}_{name}"]]
+            if values:
+                assert result[stage][name] == pytest.approx(np.mean(values), abs=1e-6)
+            else:
+                assert result[stage][name] is None
+            assert result["counts"].get(name, 3) == len(values)
     cascade = configuration.cascade(config)
     params, step = checkpoints.restore_params(workdir, "best", param_shapes(cascade))
     source = loader.examples(loader.prepare(config.data), "validation")

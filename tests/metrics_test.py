@@ -1,12 +1,18 @@
+import json
 import math
 
 import cv2
+import make_metrics_reference as reference
 import numpy as np
 import pytest
 import surface_distance
 from scipy import ndimage
+from skimage.morphology import skeletonize
 
 from tprnet_jax.report import metrics
+from tprnet_jax.report.region import Region
+
+BANDS = ("recall_thin", "recall_middle", "recall_thick")
 
 
 def draw(shape, *boxes):
@@ -15,6 +21,14 @@ def draw(shape, *boxes):
     for top, left, bottom, right in boxes:
         mask[top:bottom, left:right] = True
     return mask
+
+
+def of_regions(metric, prediction, truth):
+    return metric(Region(prediction), Region(truth))
+
+
+def average_surface_distance(prediction, truth):
+    return of_regions(metrics.average_surface_distance, prediction, truth)
 
 
 def test_overlap_counted_by_hand():
@@ -49,18 +63,23 @@ def test_evaluate_gives_the_names_in_order_and_perfect_scores_to_equal_masks():
     mask = draw((8, 8), (2, 3, 5, 7))
     scores = metrics.evaluate(mask, mask)
     assert tuple(scores) == metrics.NAMES
-    assert scores == {
+    brief = {
         **{"dice": 1.0, "iou": 1.0, "precision": 1.0, "recall": 1.0, "asd": 0.0},
         **{"missed": 0.0, "extra": 0.0, "rim": 1.0, "area_ratio": 1.0},
     }
+    assert scores == brief | {
+        **{"hd95": 0.0, "cldice": 1.0, "betti0": 0.0, "betti1": 0.0},
+        **{"recall_thin": 1.0, "recall_middle": None, "recall_thick": None},
+    }
+    assert of_regions(metrics.compare_briefly, mask, mask) == brief
+    assert tuple(brief) == metrics.BRIEF
 
 
 def test_asd_of_two_single_pixels_is_their_distance_less_one():
     # A pixel's contour is its four corners, sqrt(1/2) each. Three pixels apart, the two near
     # corners are 2 from the other pixel and the two far ones 3.
-    assert metrics.average_surface_distance(
-        draw((3, 9), (1, 1, 2, 2)), draw((3, 9), (1, 4, 2, 5))
-    ) == pytest.approx(2.5, rel=1e-12)
+    one, other = draw((3, 9), (1, 1, 2, 2)), draw((3, 9), (1, 4, 2, 5))
+    assert average_surface_distance(one, other) == pytest.approx(2.5, rel=1e-12)
 
 
 def test_asd_of_squares_shifted_by_one_pixel():
@@ -71,7 +90,7 @@ def test_asd_of_squares_shifted_by_one_pixel():
     perimeter = 12 + 4 * math.sqrt(0.5)
     outer_side, inner_side = 3 + 2 * math.sqrt(0.5), 3
     expected = (outer_side + inner_side) / perimeter
-    assert metrics.average_surface_distance(square, shifted) == pytest.approx(expected, rel=1e-12)
+    assert average_surface_distance(square, shifted) == pytest.approx(expected, rel=1e-12)
 
 
 def test_asd_of_nested_squares():
@@ -81,8 +100,8 @@ def test_asd_of_nested_squares():
     corner = math.sqrt(0.5)
     to_inner = (12 * 2 + 8 * math.sqrt(5) + 4 * corner * math.sqrt(8)) / (20 + 4 * corner)
     expected = (to_inner + 2) / 2
-    assert metrics.average_surface_distance(outer, inner) == pytest.approx(expected, rel=1e-12)
-    assert metrics.average_surface_distance(inner, outer) == pytest.approx(expected, rel=1e-12)
+    assert average_surface_distance(outer, inner) == pytest.approx(expected, rel=1e-12)
+    assert average_surface_distance(inner, outer) == pytest.approx(expected, rel=1e-12)
 
 
 def test_asd_where_pixels_meet_at_a_corner_only():
@@ -91,24 +110,27 @@ def test_asd_where_pixels_meet_at_a_corner_only():
     # Of the lower pixel's three own corners two are 1 and one is sqrt(2) from it.
     pair, single = draw((5, 5), (1, 1, 2, 2), (2, 2, 3, 3)), draw((5, 5), (1, 1, 2, 2))
     to_single = (2 + math.sqrt(2)) * math.sqrt(0.5) / (8 * math.sqrt(0.5))
-    assert metrics.average_surface_distance(pair, single) == pytest.approx(to_single / 2, rel=1e-12)
+    assert average_surface_distance(pair, single) == pytest.approx(to_single / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize(
-    ("prediction", "truth", "case", "score", "others"),
+    ("prediction", "truth", "case", "score", "distance", "others"),
     [
-        ((), (), "both", 1.0, [0.0, 0.0, 0.0, 1.0, 1.0]),
-        ((), ((0, 0, 1, 2),), "prediction", 0.0, [5.0, 1.0, 0.0, 1.0, 0.0]),
+        ((), (), "both", 1.0, 0.0, [0.0, 0.0, 1.0, 1.0, 0.0, None]),
+        ((), ((0, 0, 1, 2),), "prediction", 0.0, 5.0, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]),
         # Beside no truth, two pixels are twice the one that it counts as.
-        (((0, 0, 1, 2),), (), "truth", 0.0, [5.0, 0.0, 2.0, 1.0, 2.0]),
+        (((0, 0, 1, 2),), (), "truth", 0.0, 5.0, [0.0, 2.0, 1.0, 2.0, 1.0, None]),
     ],
 )
-def test_empty_masks(prediction, truth, case, score, others):
+def test_empty_masks(prediction, truth, case, score, distance, others):
     prediction, truth = draw((3, 4), *prediction), draw((3, 4), *truth)
     assert metrics.emptiness(prediction, truth) == case
+    others_names = ("missed", "extra", "rim", "area_ratio", "betti0", "recall_thin")
     assert metrics.evaluate(prediction, truth) == {
-        **dict.fromkeys(("dice", "iou", "precision", "recall"), score),
-        **dict(zip(("asd", "missed", "extra", "rim", "area_ratio"), others, strict=True)),
+        **dict.fromkeys(("dice", "iou", "precision", "recall", "cldice"), score),
+        **dict.fromkeys(("asd", "hd95"), distance),
+        **dict(zip(others_names, others, strict=True)),
+        **{"betti1": 0.0, "recall_middle": None, "recall_thick": None},
     }
 
 
@@ -155,8 +177,140 @@ def test_asd_agrees_with_the_surface_distance_package():
         prediction = random_mask(generator, kind, shape)
         truth = random_mask(generator, true_kind, shape)
         expected = reference_distance(prediction, truth)
-        asd = metrics.average_surface_distance(prediction, truth)
+        asd = average_surface_distance(prediction, truth)
         assert asd == pytest.approx(expected, abs=1e-6, rel=0), (kind, true_kind, shape)
+
+
+# ---- What the field reports besides --------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def random_pairs():
+    return reference.pairs()
+
+
+@pytest.fixture(scope="module")
+def stored(random_pairs):
+    """What MONAI and gudhi gave for these pairs."""
+    values = json.loads(reference.REFERENCE.read_text())
+    assert values["pixels"] == [[mask.sum() for mask in pair] for pair in random_pairs]
+    return values
+
+
+def test_hd95_of_squares_shifted_by_one_pixel():
+    # Six of the 12 pixels of either edge are not on the other edge, all of them 1 away.
+    square, shifted = draw((9, 9), (2, 2, 6, 6)), draw((9, 9), (2, 3, 6, 7))
+    assert of_regions(metrics.hausdorff95, square, shifted) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"),
+    # From the longer line, its pixels are 0 away but for the last ones: 1, 2 and so on. Of 21, that
+    # of rank 19 is the percentile, rank 20 being the farthest; of 11, it is between ranks 9 and 10.
+    [(21, 9.0), (11, 4.5)],
+)
+def test_hd95_of_a_line_and_its_first_half(length, expected):
+    line, half = draw((3, 30), (1, 0, 2, length)), draw((3, 30), (1, 0, 2, length // 2 + 1))
+    for pair in ((line, half), (half, line)):
+        assert of_regions(metrics.hausdorff95, *pair) == pytest.approx(expected, rel=1e-12)
+
+
+def test_hd95_is_between_edges_and_the_image_border_makes_one():
+    full, frame = draw((5, 6), (0, 0, 5, 6)), ~draw((5, 6), (1, 1, 4, 5))
+    assert of_regions(metrics.hausdorff95, full, frame) == 0.0
+    # Around a hole of 2 pixels run 6 more with a side to it; they are 1 from the outermost 18.
+    thick_frame = ~draw((5, 6), (2, 2, 3, 4))
+    assert of_regions(metrics.hausdorff95, full, thick_frame) == 1.0
+
+
+def test_hd95_agrees_with_monai(random_pairs, stored):
+    found = [of_regions(metrics.hausdorff95, *pair) for pair in random_pairs]
+    # MONAI interpolates between ranks in float32.
+    np.testing.assert_allclose(found, stored["hd95"], rtol=0, atol=1e-4)
+
+
+def test_betti_errors_agree_with_gudhi(random_pairs, stored):
+    for pair, (*predicted, true0, true1) in zip(random_pairs, stored["betti"], strict=True):
+        assert of_regions(metrics.betti_errors, *pair) == {
+            "betti0": abs(predicted[0] - true0),
+            "betti1": abs(predicted[1] - true1),
+        }
+
+
+# MONAI warns of its own arguments.
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("package", ["monai", "gudhi"])
+def test_the_stored_values_are_what_the_packages_give(random_pairs, stored, package):
+    pytest.importorskip(package, reason=f"compares with {package}, beside its stored values")
+    for pair, hd95, betti in zip(random_pairs, stored["hd95"], stored["betti"], strict=True):
+        if package == "monai":
+            assert reference.monai_hd95(*pair) == pytest.approx(hd95, rel=1e-6)
+        else:
+            assert [number for mask in pair for number in reference.gudhi_betti(mask)] == betti
+
+
+def test_cldice_counted_by_hand():
+    # Lines of one pixel are their own skeletons: 5 of the 20 predicted pixels are true, and 5 of
+    # the 10 true ones predicted.
+    truth = draw((9, 20), (2, 0, 3, 10))
+    prediction = draw((9, 20), (2, 0, 3, 5), (6, 0, 7, 15))
+    assert of_regions(metrics.cldice, prediction, truth) == pytest.approx(1 / 3, rel=1e-12)
+    assert of_regions(metrics.cldice, draw((9, 20), (6, 0, 7, 15)), truth) == 0.0
+
+
+def reference_cldice(prediction, truth):
+    """The definition in words: pixels as sets."""
+    masks = [set(map(tuple, np.argwhere(mask).tolist())) for mask in (prediction, truth)]
+    lines = [set(map(tuple, np.argwhere(skeletonize(m)).tolist())) for m in (prediction, truth)]
+    precision = len(lines[0] & masks[1]) / len(lines[0])
+    sensitivity = len(lines[1] & masks[0]) / len(lines[1])
+    both = precision + sensitivity
+    return 2 * precision * sensitivity / both if both else 0.0
+
+
+def test_cldice_is_the_definition(random_pairs):
+    for pair in random_pairs:
+        expected = reference_cldice(*pair)
+        assert of_regions(metrics.cldice, *pair) == pytest.approx(expected, rel=1e-12)
+
+
+def test_recall_by_calibre_counted_by_hand():
+    # Through a bar of even width a straight centreline runs, from which the wall is half of it
+    # away: 2 in the one of 4 pixels, 4 in the one of 8, 5 in the one of 10.
+    boxes = [(5, 0, 9, 30), (15, 0, 23, 30), (30, 0, 40, 30)]
+    truth = draw((50, 30), *boxes)
+    found = of_regions(metrics.recall_by_calibre, draw((50, 30), (5, 0, 9, 14), boxes[1]), truth)
+    # The thin centreline goes from column 1 to column 27; the first 13 of its pixels are found.
+    assert found == {"recall_thin": 13 / 27, "recall_middle": 1.0, "recall_thick": 0.0}
+
+
+def test_a_calibre_that_the_truth_has_not_is_undefined():
+    thin, middle = (5, 0, 9, 30), (15, 0, 23, 30)
+    everything = draw((50, 30), (0, 0, 50, 30))
+    found = of_regions(metrics.recall_by_calibre, everything, draw((50, 30), middle))
+    assert found == {"recall_thin": None, "recall_middle": 1.0, "recall_thick": None}
+    # What is predicted has no say in it.
+    found = of_regions(metrics.recall_by_calibre, draw((50, 30), middle), draw((50, 30), thin))
+    assert found == {"recall_thin": 0.0, "recall_middle": None, "recall_thick": None}
+
+
+def test_recall_by_calibre_is_the_definition(random_pairs):
+    defined = dict.fromkeys(BANDS, 0)
+    for prediction, truth in random_pairs:
+        line, radius = skeletonize(truth), ndimage.distance_transform_edt(truth)
+        bands = (radius <= 2, (radius > 2) & (radius <= 4), radius > 4)
+        found = of_regions(metrics.recall_by_calibre, prediction, truth)
+        for name, band in zip(BANDS, bands, strict=True):
+            if (line & band).any():
+                expected = (line & band & prediction).sum() / (line & band).sum()
+                assert found[name] == pytest.approx(expected, rel=1e-12)
+                defined[name] += 1
+            else:
+                assert found[name] is None
+    assert all(20 < count < len(random_pairs) for count in defined.values())
+
+
+# ---- Where the Dice is lost ----------------------------------------------------------------------
 
 
 def test_breakdown_of_a_missed_and_an_extra_bar():
@@ -265,16 +419,22 @@ def test_summary_is_the_mean_over_images_not_over_pixels():
     small = metrics.evaluate(draw((3, 4), (0, 0, 1, 1)), draw((3, 4), (0, 0, 1, 1)))
     missed = metrics.evaluate(draw((3, 4)), draw((3, 4), (0, 0, 3, 4)))
     assert metrics.summarise([small, missed]) == {
-        "dice": 0.5,
-        "iou": 0.5,
-        "precision": 0.5,
-        "recall": 0.5,
-        "asd": 2.5,
-        "missed": 0.5,
-        "extra": 0.0,
-        "rim": 1.0,
-        "area_ratio": 0.5,
+        **dict.fromkeys(("dice", "iou", "precision", "recall", "cldice"), 0.5),
+        **dict.fromkeys(("asd", "hd95"), 2.5),
+        **{"missed": 0.5, "extra": 0.0, "rim": 1.0, "area_ratio": 0.5},
+        **{"betti0": 0.5, "betti1": 0.0},
+        # The calibre of what fills the image has no end.
+        **{"recall_thin": 1.0, "recall_middle": None, "recall_thick": 0.0},
     }
+
+
+def test_summary_counts_the_images_that_have_a_calibre():
+    rows = [{name: value for name in BANDS} for value in (0.25, 0.75, None)]
+    rows[0]["recall_thin"] = rows[1]["recall_thin"] = None
+    rows[0]["recall_middle"] = None
+    means = {"recall_thin": None, "recall_middle": 0.75, "recall_thick": 0.5}
+    assert metrics.summarise(rows) == means
+    assert metrics.count_bands(rows) == {"recall_thin": 0, "recall_middle": 1, "recall_thick": 2}
 
 
 def test_summary_of_no_images_is_an_error():

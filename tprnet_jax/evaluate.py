@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -15,6 +16,7 @@ from tprnet_jax.data.images import write_png
 from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import figures, metrics
+from tprnet_jax.report.region import Region
 from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
@@ -43,7 +45,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     _check_unseen(config, workdir, source)
     folder = result_folder(config, workdir)
     masks = folder / "masks" if config.eval.masks else None
-    scores = score(cascade, params, source, config.eval.batch, masks)
+    scores = score(cascade, params, source, config.eval.batch, masks_to=masks)
     result = summary(scores) | {
         "split": config.eval.split,
         "source": config.data.source,
@@ -89,7 +91,14 @@ def _check_unseen(config: ConfigDict, workdir: Path, source) -> None:
         )
 
 
-def score(cascade: Cascade, params, source, batch: int, masks_to: Path | None = None) -> Scores:
+def score(
+    cascade: Cascade,
+    params,
+    source,
+    batch: int,
+    compare: Callable = metrics.compare,
+    masks_to: Path | None = None,
+) -> Scores:
     """Runs the cascade on every example and computes the metrics of each stage.
 
     Each of several processes takes its share, and has the scores of all.
@@ -99,6 +108,7 @@ def score(cascade: Cascade, params, source, batch: int, masks_to: Path | None = 
         params: Parameters by branch.
         source: Examples by index, see `loader.prepare`.
         batch: Images at a time.
+        compare: Gives the metrics of a predicted and a true region, as `metrics.compare`.
         masks_to: Folder to write the final masks to, as PNG files of 0 and 255; None for none.
     """
     if masks_to is not None:
@@ -111,9 +121,9 @@ def score(cascade: Cascade, params, source, batch: int, masks_to: Path | None = 
     own = []
     examples = (source[index] for index in share)
     for example, masks in inference.segment_examples(cascade, params, examples, batch):
-        truth = example["mask"][..., 0] > 127
-        rows = {stage: metrics.evaluate(mask, truth) for stage, mask in masks.items()}
-        cases = {stage: metrics.emptiness(mask, truth) for stage, mask in masks.items()}
+        truth = Region(example["mask"][..., 0] > 127)
+        rows = {stage: compare(Region(mask), truth) for stage, mask in masks.items()}
+        cases = {stage: metrics.emptiness(mask, truth.mask) for stage, mask in masks.items()}
         name = example["name"].decode()
         own.append((name, rows, cases))
         if masks_to is not None:

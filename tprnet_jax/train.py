@@ -16,7 +16,7 @@ from tprnet_jax.data import loader
 from tprnet_jax.method import augment, optimiser
 from tprnet_jax.method.state import State, Trainer, initial_state
 from tprnet_jax.method.step import train_step
-from tprnet_jax.report import tables
+from tprnet_jax.report import metrics, tables
 from tprnet_jax.runtime import checkpoints, devices, signals
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import read_json
@@ -248,9 +248,8 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     params = state.evaluated
     if training.trainer.mesh is not None:
         params = devices.unreplicate(params)
-    scores = evaluate.score(
-        training.trainer.cascade, params, training.held_out, training.config.eval.batch
-    )
+    cascade, batch = training.trainer.cascade, training.config.eval.batch
+    scores = evaluate.score(cascade, params, training.held_out, batch, metrics.compare_briefly)
     split, means = loader.choosing_split(training.config.data), tables.means(scores)
     progress.evaluated(int(state.step), split, means)
     if devices.is_first():

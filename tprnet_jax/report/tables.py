@@ -2,10 +2,13 @@
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from tprnet_jax.report import metrics
+import numpy as np
+
+from tprnet_jax.report import bootstrap, metrics
 
 COLUMNS = {"dice": "Dice", "iou": "IoU", "precision": "Precision", "recall": "Recall", "asd": "ASD"}
 STAGES = {"global": "Global", "global_local": "Global + Local", "final": "Final"}
@@ -21,7 +24,7 @@ class Scores(NamedTuple):
     """
 
     names: list[str]
-    rows: dict[str, list[dict[str, float]]]
+    rows: dict[str, list[metrics.Row]]
     cases: dict[str, list[str | None]]
 
 
@@ -37,30 +40,58 @@ def number(metric: str, value: float) -> str:
     return f"{value:.{2 if metric == 'asd' else 4}f}"
 
 
-def means(scores: Scores) -> dict[str, dict[str, float]]:
+def means(scores: Scores) -> dict[str, metrics.Row]:
     """Mean metrics of each stage."""
     return {stage: metrics.summarise(rows) for stage, rows in scores.rows.items()}
 
 
+def interval(rows: Sequence[metrics.Row]) -> dict[str, list[float] | None]:
+    """95 % interval [low, high] of the mean of each metric, None where that is None.
+
+    See `bootstrap.intervals`.
+
+    Args:
+        rows: Of one stage, the metrics of each image.
+    """
+    values = np.array([[row[name] for name in rows[0]] for row in rows], dtype=float)
+    ends = zip(rows[0], bootstrap.intervals(values).tolist(), strict=True)
+    return {name: None if math.isnan(low) else [low, high] for name, (low, high) in ends}
+
+
 def summary(scores: Scores) -> dict:
-    """Number of images, mean metrics of each stage, and how many masks were empty."""
+    """What is written as `metrics.json`.
+
+    Returns:
+        images, their number; under the name of each stage, its mean metrics; counts, the images
+        with true centreline in each band of calibre; interval, of each stage, see `interval`;
+        empty, how many masks were empty.
+    """
     empty = {stage: metrics.count_empty(cases) for stage, cases in scores.cases.items()}
-    return {"images": len(scores.names), **means(scores), "empty": empty}
+    return {
+        "images": len(scores.names),
+        **means(scores),
+        # A matter of the truth, which is the same for all stages.
+        "counts": metrics.count_bands(scores.rows["final"]),
+        "interval": {stage: interval(rows) for stage, rows in scores.rows.items()},
+        "empty": empty,
+    }
 
 
 def table(result: dict) -> str:
-    """The paper's columns, a row for each stage, and where the Dice is lost.
+    """The paper's columns, a row for each stage; where the Dice is lost; the field's other metrics.
 
     Args:
-        result: What `summary` returns, or an earlier version wrote, with the paper's metrics alone.
+        result: What `summary` returns, or an earlier version wrote, with fewer metrics.
     """
     rows = [("", *COLUMNS.values())]
     for stage in filter(result.__contains__, STAGES):
         rows.append((STAGES[stage], *(number(name, result[stage][name]) for name in COLUMNS)))
     lines = ["", *grid(rows, first=16)]
     lines.append(f"Mean over {result['images']} images; ASD in pixels.")
-    if set(metrics.NAMES) <= set(result["final"]):
+    if set(metrics.BREAKDOWN) <= set(result["final"]):
         lines.append(_breakdown(result["final"]))
+    if "hd95" in result["final"]:
+        lines.append(_beyond_the_paper(result["final"]))
     for stage, cases in result["empty"].items():
         if any(cases.values()):
             counts = ", ".join(f"{case}: {count}" for case, count in cases.items())
@@ -76,15 +107,26 @@ def _breakdown(means: dict[str, float]) -> str:
     )
 
 
+def _beyond_the_paper(means: metrics.Row) -> str:
+    recalls = (means[name] for name in metrics.BANDS)
+    thin, middle, thick = ("none" if value is None else f"{value:.3f}" for value in recalls)
+    return (
+        f"{STAGES['final']}: HD95 {means['hd95']:.2f}, clDice {means['cldice']:.4f}; Betti errors "
+        f"{means['betti0']:.2f}, {means['betti1']:.2f}; centreline recall thin {thin}, middle "
+        f"{middle}, thick {thick} (radius up to {metrics.THIN}, up to {metrics.MIDDLE}, over "
+        f"{metrics.MIDDLE} px)."
+    )
+
+
 def per_image(scores: Scores) -> str:
-    """All metrics as CSV, a row an image."""
+    """All metrics as CSV, a row an image; what is undefined has an empty cell."""
     text = io.StringIO()
     header = [f"{stage}_{name}" for stage in scores.rows for name in metrics.NAMES]
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["name", *header])
     for index, name in enumerate(scores.names):
         values = (rows[index][key] for rows in scores.rows.values() for key in metrics.NAMES)
-        writer.writerow([name, *(f"{value:.6f}" for value in values)])
+        writer.writerow([name, *("" if value is None else f"{value:.6f}" for value in values)])
     return text.getvalue()
 
 
