@@ -174,6 +174,10 @@ FIELDS = {
         "input": "",  # A PyTorch checkpoint to import into the workdir.
         "output": "",  # Or the file to export the workdir's checkpoint to; or NAME.npz, a model.
     },
+    "compare": {
+        "runs": (),  # Workdirs of evaluated runs; the others are compared with the first.
+        "images": Number(6, 1),  # In the sheet of pictures.
+    },
     "ablate": {
         "seeds": (0,),  # Each ablation is trained with each of them.
     },

@@ -14,6 +14,7 @@ MODES = {
     "eval": "evaluate",
     "predict": "predict",
     "ablate": "ablate",
+    "compare": "compare",
     "convert": "convert",
     "check": "check",
     "benchmark": "benchmark",

@@ -34,8 +34,8 @@ PACKAGES = (
     "scikit-image",
     "tensorflow-datasets",
 )
-# What a network sees; its parameters fit nothing else.
-NETWORK = ("global_fold", "local_fold", "focal_fold", "guided")
+# What a network is, or sees; its parameters fit nothing else.
+NETWORK = ("global_net", "global_fold", "local_fold", "focal_fold", "guided")
 # What may change from one start of a run to the next; all else decides what its steps mean.
 FREE = (
     "topology",
@@ -54,6 +54,7 @@ FREE = (
     "predict.",
     "convert.",
     "ablate.",
+    "compare.",
     "benchmark.",
 )
 

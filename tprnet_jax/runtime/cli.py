@@ -19,6 +19,8 @@ PACKAGE = Path(tprnet_jax.__file__).parent
 # Gives a configuration of the fields in a run's config.json, as configuration files do.
 SAVED = str(PACKAGE / "config.py")
 CONFIGS = (PACKAGE / "configs", PACKAGE.with_name("configs"))  # Of a wheel, of the repository.
+# Of modes that need none, the workdir unless one is given.
+WORKDIRS = {"predict": str(model_file.SHIPPED), "compare": os.path.join("runs", "compare")}
 USAGE = """tprnet --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 (the same as python -m tprnet_jax.main)
 
@@ -37,6 +39,8 @@ Modes, each with an example:
              --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
   ablate     train the ablations of the paper's Table II
              --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
+  compare    the paper's Table I and Fig. 2 over evaluated runs
+             --mode=compare --config.compare.runs=runs/a,runs/b
   benchmark  time inference and training on this machine
              --config=configs/tprnet.py --mode=benchmark
 
@@ -115,16 +119,24 @@ def parse(argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
-    To predict, the model that comes along serves where there is neither.
+    To predict, the model that comes along serves where there is neither; to compare runs, the first
+    one's configuration.
     """
     if _given(argv, "config") is not None:
         return argv
-    workdir = _given(argv, "workdir")
-    if workdir is None and _given(argv, "mode") == "predict":
-        workdir = str(model_file.SHIPPED)
+    mode, workdir = _given(argv, "mode"), _given(argv, "workdir")
+    if workdir is None and mode in WORKDIRS:
+        workdir = WORKDIRS[mode]
         argv = [argv[0], f"--workdir={workdir}", *argv[1:]]
+    if mode == "compare":
+        workdir = (_given(argv, "config.compare.runs") or "").strip(" ()[]'\"").split(",")[0]
     path = Path(workdir or "").expanduser()
     known = path if path.suffix == model_file.SUFFIX else path / "config.json"
+    if mode == "compare" and not known.is_file():
+        raise UserError(
+            f"--config.compare.runs={workdir} is no run (no {known}); give the workdirs of "
+            "evaluated runs, such as --config.compare.runs=runs/a,runs/b"
+        )
     if workdir is None or not known.is_file():
         return argv
     # Flags of its fields are known only after it.

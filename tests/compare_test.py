@@ -1,0 +1,96 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tprnet_jax import compare, evaluate
+from tprnet_jax.data.images import read_stored
+from tprnet_jax.runtime.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def runs(trained, tmp_path_factory):
+    """The run, its copy as another seed, and its copy as another method that is 0.1 better."""
+    config, workdir = trained
+    folder = tmp_path_factory.mktemp("runs")
+    evaluate.run(config, workdir)
+    copies = {"first": {}, "again": {"seed": 1}, "better": {"optim": {"momentum": 0.5}}}
+    for name, changes in copies.items():
+        shutil.copytree(workdir, folder / name)
+        stored = json.loads((folder / name / "config.json").read_text())
+        for field, value in changes.items():
+            stored["config"][field] = (
+                stored["config"][field] | value if isinstance(value, dict) else value
+            )
+        (folder / name / "config.json").write_text(json.dumps(stored))
+    _improve(folder / "better" / "eval" / "validation" / "per_image.csv")
+    return folder
+
+
+def _improve(table):
+    header, *rows = [line.split(",") for line in table.read_text().splitlines()]
+    column = header.index("final_dice")
+    for row in rows:
+        row[column] = f"{float(row[column]) + 0.1:.6f}"
+    table.write_text("\n".join(",".join(row) for row in [header, *rows]) + "\n")
+
+
+def _asked(config, runs, *names):
+    asked = config.copy_and_resolve_references()
+    asked.compare.runs = tuple(str(runs / name) for name in names)
+    asked.compare.images = 2
+    return asked
+
+
+def test_seeds_are_one_method(trained, runs, tmp_path, capsys):
+    config, _ = trained
+    report = compare.run(_asked(config, runs, "first", "again", "better"), tmp_path / "out")
+    first, better = report["methods"]
+    assert (first["name"], first["runs"]) == ("first", 2)
+    assert first["sd"]["dice"] == 0
+    assert (better["name"], better["runs"]) == ("better", 1)
+    assert better["against_first"]["difference"] == pytest.approx(0.1, abs=1e-6)
+    assert first["parameters"] == better["parameters"] > 0
+    assert first["gflop"] > 0
+    assert first["images_per_second"] > 0
+    assert report["images"] == 3
+    assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == report
+    for suffix in ("md", "csv", "tex"):
+        assert "better" in (tmp_path / "out" / f"table.{suffix}").read_text()
+    assert "| better |" in capsys.readouterr().out
+
+
+def test_the_sheet_has_a_row_an_image_and_a_column_a_method(trained, runs, tmp_path):
+    config, _ = trained
+    compare.run(_asked(config, runs, "first", "better"), tmp_path / "out")
+    sheet = read_stored(tmp_path / "out" / "sheet.png")
+    tile, strip = 256, 23
+    assert sheet.shape == (2 * (tile + 2 * strip), 4 * tile + 3 * 4, 3)
+    # Both methods have the same weights, so the same picture.
+    rows = slice(strip, strip + tile)
+    ours, theirs = (sheet[rows, k * (tile + 4) : k * (tile + 4) + tile] for k in (2, 3))
+    assert np.array_equal(ours, theirs)
+
+
+def test_one_run_is_too_few(trained, runs, tmp_path):
+    with pytest.raises(UserError, match=r"names 1 runs; give the workdirs of two or more"):
+        compare.run(_asked(trained[0], runs, "first"), tmp_path)
+
+
+def test_a_run_without_evaluation(trained, runs, tmp_path):
+    config = _asked(trained[0], runs, "first", "better")
+    config.eval.split = "train"
+    with pytest.raises(UserError, match=r"first has not been evaluated on train .*--mode=eval"):
+        compare.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_on_other_images(trained, runs, tmp_path):
+    shutil.copytree(runs / "better", tmp_path / "other")
+    table = tmp_path / "other" / "eval" / "validation" / "per_image.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    config = _asked(trained[0], runs, "first")
+    config.compare.runs = (*config.compare.runs, str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"on 2 images and that in .* on 3, of which 2 are the"):
+        compare.run(config, tmp_path / "out")
