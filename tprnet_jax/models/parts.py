@@ -78,7 +78,9 @@ class BatchNorm(nn.Module):
     ships parameters has them too. In training, the gradient that arrives at them is their distance
     to the batch's statistics, whatever the loss; `step.update` moves them by `PACE` of it. The
     running variance is the batch's biased one; PyTorch notes the unbiased one, which differs by a
-    factor of n / (n - 1) for n pixels a channel.
+    factor of n / (n - 1) for n pixels a channel. A batch of one value a channel, such as the mean
+    over its only image, has no spread of its own: it is normalised as in evaluation and moves
+    nothing, where PyTorch refuses it.
     """
 
     @nn.compact
@@ -92,8 +94,8 @@ class BatchNorm(nn.Module):
             "var": self.param("var", nn.initializers.ones_init(), shape),
         }
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if not train:
-            return _normalised(wide, running, scale, bias).astype(x.dtype)
+        if not train or x.size == x.shape[-1]:
+            return _normalised(wide, lax.stop_gradient(running), scale, bias).astype(x.dtype)
         mean = wide.mean(axis=(0, 1, 2))
         of_batch = {"mean": mean, "var": jnp.square(wide - _row(mean)).mean(axis=(0, 1, 2))}
         y = _normalised(wide, of_batch, scale, bias).astype(x.dtype)
