@@ -51,24 +51,55 @@ def _uniform(key, shape, fan_in, dtype):
 
 
 class Conv3(nn.Module):
-    """3x3 convolution with bias and a border of one zero, see `layers.convolve`.
+    """3x3 convolution with a border of `dilation` zeros, see `layers.convolve`.
 
     Maps `(batch, height, width, any)` to `(batch, height / stride, width / stride, features)`.
+
+    Attributes:
+        features: Channels of the result.
+        stride: Between the pixels of the result; 1 where dilated.
+        dilation: Between the pixels that the kernel sees.
+        use_bias: Whether there is one.
+        kernel_init: Start of the kernel.
+        dtype: Type of the computation.
     """
 
     features: int
     stride: int = 1
+    dilation: int = 1
+    use_bias: bool = True
     kernel_init: nn.initializers.Initializer = uniform_kernel
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         """Returns the convolution."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", uniform_bias(9 * x.shape[-1]), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return layers.convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+        channels = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x = _convolve_dilated(x, kernel, self.stride, self.dilation)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", uniform_bias(9 * channels), (self.features,))
+        return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def _convolve_dilated(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    """`layers.convolve` with `dilation` - 1 pixels between those that the kernel sees.
+
+    Pixels that agree in row and column modulo `dilation` see only one another, as images of their
+    own; zeros that fill the last ones up are the border's.
+    """
+    if dilation == 1:
+        return layers.convolve(x, kernel, stride)
+    batch, height, width, channels = x.shape
+    rows, columns = (-(-side // dilation) for side in (height, width))
+    below, right = rows * dilation - height, columns * dilation - width
+    x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
+    x = x.reshape(batch, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
+    x = layers.convolve(x.reshape(-1, rows, columns, channels), kernel, 1)
+    x = x.reshape(batch, dilation, dilation, rows, columns, -1).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(batch, rows * dilation, columns * dilation, -1)[:, :height, :width]
 
 
 class BatchNorm(nn.Module):
