@@ -51,24 +51,55 @@ def _uniform(key, shape, fan_in, dtype):
 
 
 class Conv3(nn.Module):
-    """3x3 convolution with bias and a border of one zero, see `layers.convolve`.
+    """3x3 convolution with a border of `dilation` zeros, see `layers.convolve`.
 
     Maps `(batch, height, width, any)` to `(batch, height / stride, width / stride, features)`.
+
+    Attributes:
+        features: Channels of the result.
+        stride: Between the pixels of the result; 1 where dilated.
+        dilation: Between the pixels that the kernel sees.
+        use_bias: Whether there is one.
+        kernel_init: Start of the kernel.
+        dtype: Type of the computation.
     """
 
     features: int
     stride: int = 1
+    dilation: int = 1
+    use_bias: bool = True
     kernel_init: nn.initializers.Initializer = uniform_kernel
     dtype: Any = None
 
     @nn.compact
     def __call__(self, x):
         """Returns the convolution."""
-        shape = (3, 3, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
-        bias = self.param("bias", uniform_bias(9 * x.shape[-1]), (self.features,))
-        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return layers.convolve(x, kernel, self.stride) + bias.reshape(1, 1, 1, -1)
+        channels = x.shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
+        x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+        x = _convolve_dilated(x, kernel, self.stride, self.dilation)
+        if not self.use_bias:
+            return x
+        bias = self.param("bias", uniform_bias(9 * channels), (self.features,))
+        return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
+
+
+def _convolve_dilated(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+    """`layers.convolve` with `dilation` - 1 pixels between those that the kernel sees.
+
+    Pixels that agree in row and column modulo `dilation` see only one another, as images of their
+    own; zeros that fill the last ones up are the border's.
+    """
+    if dilation == 1:
+        return layers.convolve(x, kernel, stride)
+    batch, height, width, channels = x.shape
+    rows, columns = (-(-side // dilation) for side in (height, width))
+    below, right = rows * dilation - height, columns * dilation - width
+    x = jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
+    x = x.reshape(batch, rows, dilation, columns, dilation, channels).transpose(0, 2, 4, 1, 3, 5)
+    x = layers.convolve(x.reshape(-1, rows, columns, channels), kernel, 1)
+    x = x.reshape(batch, dilation, dilation, rows, columns, -1).transpose(0, 3, 1, 4, 2, 5)
+    return x.reshape(batch, rows * dilation, columns * dilation, -1)[:, :height, :width]
 
 
 class BatchNorm(nn.Module):
@@ -78,7 +109,9 @@ class BatchNorm(nn.Module):
     ships parameters has them too. In training, the gradient that arrives at them is their distance
     to the batch's statistics, whatever the loss; `step.update` moves them by `PACE` of it. The
     running variance is the batch's biased one; PyTorch notes the unbiased one, which differs by a
-    factor of n / (n - 1) for n pixels a channel.
+    factor of n / (n - 1) for n pixels a channel. A batch of one value a channel, such as the mean
+    over its only image, has no spread of its own: it is normalised as in evaluation and moves
+    nothing, where PyTorch refuses it.
     """
 
     @nn.compact
@@ -92,8 +125,8 @@ class BatchNorm(nn.Module):
             "var": self.param("var", nn.initializers.ones_init(), shape),
         }
         wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-        if not train:
-            return _normalised(wide, running, scale, bias).astype(x.dtype)
+        if not train or x.size == x.shape[-1]:
+            return _normalised(wide, lax.stop_gradient(running), scale, bias).astype(x.dtype)
         mean = wide.mean(axis=(0, 1, 2))
         of_batch = {"mean": mean, "var": jnp.square(wide - _row(mean)).mean(axis=(0, 1, 2))}
         y = _normalised(wide, of_batch, scale, bias).astype(x.dtype)
@@ -126,6 +159,12 @@ def _follow_backward(residuals, gradient):
 
 
 _follow.defvjp(_follow_forward, _follow_backward)
+
+
+def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
+    """Adds border pixels at the bottom and right, until the sides are multiples of this."""
+    rows, columns = (-side % multiple for side in x.shape[1:3])
+    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def upsample_bilinear(x: jax.Array) -> jax.Array:
