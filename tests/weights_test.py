@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.models.unet import UNet
-from tprnet_jax.models.weights import from_torch, to_torch
+from tprnet_jax.models.weights import from_torch, of_official, to_torch
 from tprnet_jax.runtime.errors import UserError
 
 NETWORKS = {"global": UNet((2, 3, 4)), "local": UNet((3, 2)), "focal": UNet((2, 2))}
@@ -107,3 +107,17 @@ def test_what_does_not_fit_is_named(state, change, sentence):
     with pytest.raises(UserError) as error:
         from_torch(NETWORKS, changed)
     assert str(error.value).startswith(sentence)
+
+
+def test_official_weights_of_three_channels_and_one_class():
+    """A grey image three times, and the sigmoid of one logit, are the softmax of ours."""
+    rng = np.random.default_rng(0)
+    published, ours = UNet((2, 3), classes=1), UNet((2, 3))
+    shapes = jax.eval_shape(published.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    theirs = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    state = to_torch({"global": published}, {"global": theirs}, channels=3)
+    params = of_official(ours, state)
+    image = rng.random((1, 8, 8, 1)).astype(np.float32)
+    expected = jax.nn.sigmoid(published.apply({"params": theirs}, np.repeat(image, 3, axis=-1)))
+    found = jax.nn.softmax(ours.apply({"params": params}, image))
+    np.testing.assert_allclose(found[..., 1:], expected, atol=1e-5)

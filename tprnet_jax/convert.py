@@ -1,4 +1,4 @@
-"""Published PyTorch weights in, ours out: checkpoints of the released TPRNet and of nnU-Net."""
+"""Published PyTorch weights in, ours out: of the released TPRNet and the networks compared."""
 
 import io
 import pickle
@@ -14,13 +14,15 @@ import tprnet_jax
 from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.method import optimiser
-from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.method.cascade import Cascade, init, param_shapes
 from tprnet_jax.method.state import State
-from tprnet_jax.models.weights import from_torch, to_torch
+from tprnet_jax.models.coanet import CoANet
+from tprnet_jax.models.resnet import ResNet, with_torchvision
+from tprnet_jax.models.weights import from_torch, of_official, to_torch
 from tprnet_jax.runtime import checkpoints, model_file
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import NETWORK, restore, side, write_config
+from tprnet_jax.workdir import restore, side, write_config
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -48,12 +50,12 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check_published(config)
     if given:
         path = Path(given).expanduser()
-        return _make_run(config, jax.device_put(read(path, cascade)), workdir, path)
+        return _make_run(config, jax.device_put(read(path, cascade, config.seed)), workdir, path)
     return export_weights(config, cascade, workdir, Path(wanted).expanduser())
 
 
 def _check_published(config: ConfigDict) -> None:
-    for field in NETWORK:
+    for field in ("global_fold", "local_fold", "focal_fold", "guided"):
         value, published = (c.model[field] for c in (config, configuration.default()))
         if value != published:
             raise UserError(
@@ -134,26 +136,28 @@ def _as_tensors(torch, state: dict[str, np.ndarray]) -> dict:
     return {name: shared[id(value)] for name, value in state.items()}
 
 
-def read(path: Path, cascade: Cascade) -> dict:
+def read(path: Path, cascade: Cascade, seed: int) -> dict:
     """Parameters by branch from a PyTorch checkpoint; no code in it is run.
+
+    It is one of the released TPRNet; or, for GlobalNet alone, of that network's official code; or
+    torchvision's ResNet for CoANet, the rest of which starts at random.
+
+    Args:
+        path: The file.
+        cascade: The networks.
+        seed: Of what starts at random.
 
     Raises:
         UserError: The file cannot be read, or is not a checkpoint of these networks.
     """
-    weights = _load(path)
-    weights = weights.get("network_weights") if isinstance(weights, dict) else None
-    if not isinstance(weights, dict) or not all(
-        hasattr(value, "numpy") for value in weights.values()
-    ):
-        raise UserError(
-            f"{path} has no network_weights; give a checkpoint of the released TPRNet or of nnU-Net"
-        )
-    # Wrappers of PyTorch leave their mark on the names.
-    state = {
-        re.sub(r"^(module\.|_orig_mod\.)+", "", name): value.float().numpy()
-        for name, value in weights.items()
-    }
+    state, net = _state(path), cascade.global_net
     try:
+        if isinstance(net, CoANet) and "conv1.weight" in state:
+            params = init(cascade, jax.random.key(seed))
+            backbone = ResNet(net.channels, net.blocks)
+            return params | {"global": with_torchvision(params["global"], backbone, state)}
+        if len(cascade.networks) == 1:
+            return {"global": of_official(net, state)}
         return from_torch(cascade.networks, state)
     except UserError as error:
         one = not any(name.startswith("global_net.") for name in state)
@@ -165,6 +169,24 @@ def read(path: Path, cascade: Cascade) -> dict:
         raise UserError(
             f"{path} is of other networks than --config describes: {error}; {mend}"
         ) from error
+
+
+def _state(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint, under the names of the network that was saved."""
+    weights = _load(path)
+    for key in ("network_weights", "state_dict", "model_state_dict"):
+        if isinstance(weights, dict) and key in weights:
+            weights = weights[key]
+    if not isinstance(weights, dict) or not all(hasattr(v, "numpy") for v in weights.values()):
+        raise UserError(
+            f"{path} has no network_weights or state_dict; give a checkpoint of the released "
+            "TPRNet, or of one of the networks of config.model.global_net"
+        )
+    # Wrappers of PyTorch leave their mark on the names.
+    return {
+        re.sub(r"^(module\.|_orig_mod\.)+", "", name): value.float().numpy()
+        for name, value in weights.items()
+    }
 
 
 def _load(path: Path):

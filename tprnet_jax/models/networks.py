@@ -1,16 +1,21 @@
 """The networks by the names that configurations use."""
 
+import functools
 from collections.abc import Callable
 
 import flax.linen as nn
 
+from tprnet_jax.models.coanet import CoANet
 from tprnet_jax.models.unet import UNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
+    "coanet": CoANet,
+    "coanet_main": functools.partial(CoANet, fourth_strip="main"),
 }
 
 
 def has_auxiliary(name: str) -> bool:
     """Whether a network has outputs that only training uses, such as deep supervision."""
-    return hasattr(NETWORKS[name](), "auxiliary_loss")
+    network = NETWORKS[name]
+    return hasattr(getattr(network, "func", network), "auxiliary_loss")

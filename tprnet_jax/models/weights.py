@@ -76,6 +76,41 @@ def from_torch(
     return unflatten_dict(params)
 
 
+def of_official(net: nn.Module, state: dict[str, np.ndarray]) -> dict:
+    """Parameters of a single network from the state dict of its official code.
+
+    There, images may have three channels: a kernel's sum over them does to a grey image what they
+    do to it three times. And there may be one class: the other one's logits are 0, so that two
+    classes have the same probabilities.
+
+    Args:
+        net: The network.
+        state: PyTorch's tensors by name.
+
+    Raises:
+        UserError: See `from_torch`.
+    """
+    variants = [(net.clone(classes=classes), c) for c in (1, 3) for classes in (net.classes, 1)]
+    fitting = (v for v in variants if all(_has(state, tensor) for tensor in tensors(*v)))
+    published, channels = next(fitting, variants[0])
+    params = from_torch({"global": published}, state, channels)["global"]
+    ours = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
+    return jax.tree.map(_fitted, params, ours)
+
+
+def _has(state: dict, tensor: Tensor) -> bool:
+    value = state.get(tensor.names[0])
+    return value is not None and value.shape == tensor.shape
+
+
+def _fitted(value: np.ndarray, ours: jax.ShapeDtypeStruct) -> np.ndarray:
+    if value.shape == ours.shape:
+        return value
+    if value.shape[-1] < ours.shape[-1]:
+        return np.concatenate([np.zeros_like(value), value], axis=-1)
+    return value.sum(axis=-2, keepdims=True)
+
+
 def to_torch(
     networks: dict[str, nn.Module], params: dict, channels: int = 1
 ) -> dict[str, np.ndarray]:
