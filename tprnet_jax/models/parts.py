@@ -189,12 +189,3 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
 
 max_pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
 mean_pool = functools.partial(nn.avg_pool, window_shape=(2, 2), strides=(2, 2))
-
-
-def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    """Repeats the border pixels at the bottom and right until both sides are multiples.
-
-    Of `(batch, height, width, channels)`.
-    """
-    rows, columns = (-side % multiple for side in x.shape[1:3])
-    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
