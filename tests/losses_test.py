@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tprnet_jax.method import losses
+from tprnet_jax.models.losses import cross_entropy, soft_dice
 
 LN3 = math.log(3)  # The difference of logits that makes the foreground 3/4 likely.
 
@@ -27,7 +28,7 @@ def _pixels(differences, mask):
     ],
 )
 def test_cross_entropy_by_hand(differences, mask, value):
-    assert losses.cross_entropy(*_pixels(differences, mask)) == pytest.approx(value, rel=1e-6)
+    assert cross_entropy(*_pixels(differences, mask)) == pytest.approx(value, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -39,18 +40,18 @@ def test_cross_entropy_by_hand(differences, mask, value):
     ],
 )
 def test_soft_dice_by_hand(differences, mask, value):
-    assert losses.soft_dice(*_pixels(differences, mask)) == pytest.approx(value, rel=1e-6)
+    assert soft_dice(*_pixels(differences, mask)) == pytest.approx(value, rel=1e-6)
 
 
 def test_soft_dice_pools_the_batch():
     logits, mask = _pixels([LN3, -LN3, LN3, 0], [1, 0, 0, 1])
-    pooled = losses.soft_dice(logits.reshape(2, 1, 2, 2), mask.reshape(2, 1, 2, 1))
+    pooled = soft_dice(logits.reshape(2, 1, 2, 2), mask.reshape(2, 1, 2, 1))
     assert pooled == pytest.approx(-(2.5 + 1e-5) / (4.25 + 1e-5), rel=1e-6)
 
 
 def test_soft_dice_of_images_counts_them_alike():
     logits, mask = _pixels([LN3, -LN3, LN3, 0], [1, 0, 0, 1])
-    of_images = losses.soft_dice(logits.reshape(2, 1, 2, 2), mask.reshape(2, 1, 2, 1), True)
+    of_images = soft_dice(logits.reshape(2, 1, 2, 2), mask.reshape(2, 1, 2, 1), True)
     each = [(1.5 + 1e-5) / (2 + 1e-5), (1 + 1e-5) / (2.25 + 1e-5)]
     assert of_images == pytest.approx(-sum(each) / 2, rel=1e-6)
 

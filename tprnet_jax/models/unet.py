@@ -1,6 +1,6 @@
 """The plain convolutional U-Net of nnU-Net, which all three branches of TPRNet are."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -152,52 +152,45 @@ class UNet(nn.Module):
 
         In training nothing is different.
         """
-        encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
-        decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
+        down = nn.remat(encode, static_argnums=2) if self.remat else encode
+        up = nn.remat(decode, static_argnums=3) if self.remat else decode
         height, width = x.shape[1:3]
         x = _fold(pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
-        skips = []
-        for stage in range(len(self.channels)):
-            x = encode(self, x, stage)
-            skips.append(x)
-        skips.pop()
-        for stage in reversed(range(len(self.channels) - 1)):
-            x = decode(self, x, skips.pop(), stage)
+        x = down_and_up(self, x, down, up)
         classes = self.classes * self.fold**2
         head = nn.Conv(classes, (1, 1), kernel_init=he_normal, dtype=self.dtype, name="head")
         return _unfold(head(x), self.fold)[:, :height, :width].astype(jnp.float32)
 
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
-        """Names in the state dict of a `PlainConvUNet`, as of `("encoder_0_1", "conv", "kernel")`.
-
-        The first one is always there.
-        """
-        parameter, stages = TORCH_PARAMETERS[path[-1]], len(self.channels)
-        part, *numbers = path[0].split("_")
-        if part == "head":
-            yield f"decoder.seg_layers.{stages - 2}.{parameter}"
-            return
-        if part == "up":
-            yield f"decoder.transpconvs.{stages - 2 - int(numbers[0])}.{parameter}"
-            return
-        stage, block = map(int, numbers)
-        if part == "encoder":
-            stems = [f"{owner}stages.{stage}.0" for owner in ("encoder.", "decoder.encoder.")]
-        else:
-            stems = [f"decoder.stages.{stages - 2 - stage}"]
-        for stem in stems:
-            yield from block_names(f"{stem}.convs.{block}", path[1:])
+        """Names in the state dict of a `PlainConvUNet`; the first one is always there."""
+        return torch_names(path, len(self.channels))
 
     def torch_idle(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the heads that only deep supervision uses."""
-        heads = {}
-        for index, channels in enumerate(reversed(self.channels[1:-1])):
-            heads[f"decoder.seg_layers.{index}.weight"] = (self.classes, channels, 1, 1)
-            heads[f"decoder.seg_layers.{index}.bias"] = (self.classes,)
-        return heads
+        return torch_coarse_heads(self.channels, self.classes)
 
 
-def _encode(net: UNet, x: jax.Array, stage: int) -> jax.Array:
+def down_and_up(net: nn.Module, x: jax.Array, encode: Callable, decode: Callable) -> jax.Array:
+    """Through all stages of an encoder and back to full resolution.
+
+    Args:
+        net: With `channels`, see `UNet`, as whose modules the stages are made.
+        x: `(batch, height, width, any)`.
+        encode: Of `net`, what the stage before gives, and the stage's number, see `encode`.
+        decode: Of `net`, what the stage below gives, that of the encoder at this resolution, and
+            the stage's number, see `decode`.
+    """
+    stages, skips = range(len(net.channels)), []
+    for stage in stages:
+        x = encode(net, x, stage)
+        skips.append(x)
+    for stage in reversed(stages[:-1]):
+        x = decode(net, x, skips[stage], stage)
+    return x
+
+
+def encode(net: nn.Module, x: jax.Array, stage: int) -> jax.Array:
+    """Two blocks, the first of which halves the resolution; not that of stage 0."""
     for block in range(2):
         stride = 2 if stage > 0 and block == 0 else 1
         name = f"encoder_{stage}_{block}"
@@ -205,11 +198,12 @@ def _encode(net: UNet, x: jax.Array, stage: int) -> jax.Array:
     return x
 
 
-def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
+def decode(net: nn.Module, x: jax.Array, skip: jax.Array, stage: int, blocks: int = 2) -> jax.Array:
+    """Doubles the resolution, and concatenates; then so many blocks."""
     features = net.channels[stage]
     x = UpConv(features, net.dtype, name=f"up_{stage}")(x)
     x = jnp.concatenate([x, skip], axis=-1)
-    for block in range(2):
+    for block in range(blocks):
         x = ConvBlock(features, 1, net.dtype, name=f"decoder_{stage}_{block}")(x)
     return x
 
@@ -233,3 +227,30 @@ def _unfold(x: jax.Array, side: int) -> jax.Array:
     batch, height, width, channels = x.shape
     x = x.reshape(batch, height, width, side, side, channels // side**2)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, side * height, side * width, -1)
+
+
+def torch_names(path: tuple[str, ...], stages: int) -> Iterator[str]:
+    """Names in the state dict of a `PlainConvUNet`, as of `("encoder_0_1", "conv", "kernel")`.
+
+    There, the stages of the decoder are counted from the coarsest. "head_2" is the head of deep
+    supervision at a quarter of the resolution.
+    """
+    part, *numbers = path[0].split("_")
+    stage, block = map(int, (*numbers, 0, 0)[:2])
+    if part == "encoder":
+        for owner in ("encoder", "decoder.encoder"):
+            yield from block_names(f"{owner}.stages.{stage}.0.convs.{block}", path[1:])
+    elif part == "decoder":
+        yield from block_names(f"decoder.stages.{stages - 2 - stage}.convs.{block}", path[1:])
+    else:
+        layers = {"up": "transpconvs", "head": "seg_layers"}[part]
+        yield f"decoder.{layers}.{stages - 2 - stage}.{TORCH_PARAMETERS[path[-1]]}"
+
+
+def torch_coarse_heads(channels: Sequence[int], classes: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the heads that only deep supervision uses."""
+    heads = {}
+    for index, features in enumerate(reversed(channels[1:-1])):
+        heads[f"decoder.seg_layers.{index}.weight"] = (classes, features, 1, 1)
+        heads[f"decoder.seg_layers.{index}.bias"] = (classes,)
+    return heads

@@ -1,0 +1,197 @@
+import collections
+import functools
+
+import flax
+import golden_baselines
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tprnet_jax.models import weights
+from tprnet_jax.models.nnunet import VARIANTS, NNUNet
+from tprnet_jax.models.residual import ResidualBlock
+from tprnet_jax.models.unet import ConvBlock, UNet, UpConv
+
+SIX_STAGES = (32, 64, 128, 256, 512, 512)
+TINY = (2, 3, 4)
+
+
+@functools.cache
+def _shapes(net):
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
+
+
+def _random(net):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), _shapes(net))
+
+
+# ---- Parameters ----------------------------------------------------------------------------------
+
+UPS = [3 * 1_049_088, 524_544, 131_200, 32_832, 8_224]
+HEADS = [3 * 1_026, 514, 258, 130, 66]
+STAGES = {
+    "plain": {
+        "encoder": [9_696, 55_680, 221_952, 886_272, 3_542_016, *[4_721_664] * 3],
+        "decoder": [27_840, 110_976, 443_136, 1_771_008, *[7_080_960] * 3],
+    },
+    "resenc": {
+        "stem": [384],
+        "encoder": [18_624, 206_080, 1_117_440, 6_825_472, 27_282_432, *[28_329_984] * 3],
+        "decoder": [18_528, 73_920, 295_296, 1_180_416, *[4_720_128] * 3],
+    },
+}
+
+
+@pytest.mark.parametrize(("variant", "total"), [("plain", 46_324_558), ("resenc", 140_017_038)])
+def test_parameter_counts_at_full_size(variant, total):
+    counts = collections.defaultdict(lambda: collections.defaultdict(int))
+    for path, leaf in flax.traverse_util.flatten_dict(
+        _shapes(NNUNet(variant=variant, auxiliary=True))
+    ).items():
+        part, stage = [*path[0].split("_"), "0"][:2]
+        counts[part][int(stage)] += leaf.size
+    by_stage = {part: [found[s] for s in sorted(found)] for part, found in counts.items()}
+    ups, heads = by_stage.pop("up"), by_stage.pop("head")
+    assert by_stage == STAGES[variant]
+    assert (sum(ups), sum(heads)) == (sum(UPS), sum(HEADS))
+    assert sum(map(sum, STAGES[variant].values())) + sum(ups) + sum(heads) == total
+
+
+def test_without_deep_supervision_the_plain_network_is_the_unet():
+    assert _shapes(NNUNet(TINY)) == _shapes(UNet(TINY))
+    assert NNUNet(TINY).torch_idle() == UNet(TINY).torch_idle()
+
+
+# ---- The official networks -----------------------------------------------------------------------
+
+
+def _stage_of(name, stages):
+    """Where the activation of an official module is found here."""
+    part, kind, *number = name.split(".")
+    if kind == "stem":
+        return "stem"
+    number = int(number[0])
+    if kind == "transpconvs":
+        return f"up_{stages - 2 - number}"
+    return f"{part}_{number if part == 'encoder' else stages - 2 - number}"
+
+
+def _last_of_each_stage(intermediates):
+    """Activations by stage: its last block's."""
+    found = {}
+    for name, value in sorted(intermediates.items()):
+        part = name.split("_")
+        found["_".join(part[:2])] = value["__call__"][0]
+    return found
+
+
+@pytest.mark.parametrize(("name", "variant"), [("nnunet", "plain"), ("nnunet_resenc", "resenc")])
+def test_golden(name, variant):
+    net = NNUNet(SIX_STAGES, variant=variant, auxiliary=True)
+    facts, params, image = golden_baselines.read(name, net)
+
+    @jax.jit
+    def run(params, image):
+        kinds = ConvBlock, ResidualBlock, UpConv
+        return net.apply(
+            {"params": params},
+            image,
+            mutable=["auxiliary", "intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, kinds),
+        )
+
+    logits, sown = run(*jax.tree.map(np.float32, (params, image)))
+    outputs = {f"logits_s{stage}": sown["auxiliary"][f"logits_{stage}"][0] for stage in range(1, 5)}
+    gap = facts["float32_vs_float64_max_abs"]
+    for output, value in (outputs | {"logits_s0": logits}).items():
+        tolerance = max(1e-4, 10 * gap[output])
+        golden_baselines.assert_samples(value, facts["outputs"][output], tolerance)
+    found = _last_of_each_stage(sown["intermediates"])
+    for module, expected in facts["activations"].items():
+        activation = found[_stage_of(module, len(SIX_STAGES))]
+        golden_baselines.assert_activation(activation, expected, max(1e-4, 10 * max(gap.values())))
+
+
+@pytest.mark.parametrize("auxiliary", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_to_pytorch_and_back(variant, auxiliary):
+    net = NNUNet(TINY, variant=variant, auxiliary=auxiliary)
+    params = {"global": _random(net)}
+    state = weights.to_torch({"global": net}, params)
+    heads = {name for name in state if "seg_layers" in name}
+    assert heads == {f"decoder.seg_layers.{j}.{p}" for j in (0, 1) for p in ("weight", "bias")}
+    jax.tree.map(np.testing.assert_array_equal, weights.from_torch({"global": net}, state), params)
+
+
+# ---- What it does --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def net(request):
+    return NNUNet(TINY, variant=request.param, auxiliary=True)
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def small(request):
+    """What compiles soon: a residual encoder of two stages has four blocks, one of three eight."""
+    channels = {"plain": TINY, "resenc": TINY[:2]}[request.param]
+    return NNUNet(channels, variant=request.param, auxiliary=True)
+
+
+def test_images_of_any_size_each_by_itself(small):
+    net, params = small, {"params": _random(small)}
+    images = np.random.default_rng(1).random((2, 9, 14, 1)).astype(np.float32)
+    apply = jax.jit(net.apply)
+    logits = apply(params, images)
+    assert (logits.shape, logits.dtype) == ((2, 9, 14, 2), jnp.float32)
+    below, right = (-side % 2 ** (len(net.channels) - 1) for side in (9, 14))
+    padded = np.pad(images[1:], ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
+    np.testing.assert_allclose(logits[1:], apply(params, padded)[:, :9, :14], atol=1e-4)
+
+
+def test_deep_supervision_is_computed_where_asked_alone(net):
+    params, image = {"params": _random(net)}, np.ones((1, 9, 14, 1), np.float32)
+    _, sown = jax.eval_shape(functools.partial(net.apply, mutable=["auxiliary"]), params, image)
+    (coarse,) = sown["auxiliary"].pop("logits_1")
+    assert coarse.shape == (1, 6, 8, 2)
+    assert not sown["auxiliary"]
+    without = net.clone(auxiliary=False)
+    heads = {name for name in params["params"] if name.startswith("head")}
+    assert heads - _shapes(without).keys() == {"head_1"}
+    _, sown = jax.eval_shape(
+        functools.partial(without.apply, mutable=["auxiliary"]), {"params": _random(without)}, image
+    )
+    assert not sown
+
+
+def test_bfloat16_gives_finite_float32_logits(small):
+    image = np.random.default_rng(1).random((1, 16, 16, 1)).astype(np.float32)
+    half = small.clone(dtype="bfloat16")
+    run = jax.jit(functools.partial(half.apply, mutable=["auxiliary"]))
+    for logits in jax.tree.leaves(run({"params": _random(small)}, image)):
+        assert logits.dtype == jnp.float32
+        assert np.isfinite(logits).all()
+
+
+def test_gradients_are_finite_differences(small):
+    """Of the sum of squares of all logits, by eight numbers anywhere in the parameters."""
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        params, unravel = jax.flatten_util.ravel_pytree(jax.tree.map(np.float64, _random(small)))
+        image = rng.random((1, 8, 8, 1))
+
+        @jax.jit
+        @jax.value_and_grad
+        def loss(params):
+            outputs = small.apply({"params": unravel(params)}, image, mutable=["auxiliary"])
+            return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs))
+
+        gradient = loss(params)[1]
+        assert np.isfinite(gradient).all()
+        for index in rng.choice(len(params), 8, replace=False):
+            step = np.zeros(len(params))
+            step[index] = 1e-6
+            slope = (loss(params + step)[0] - loss(params - step)[0]) / 2e-6
+            assert gradient[index] == pytest.approx(float(slope), rel=1e-5, abs=1e-5)
