@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from tprnet_jax.models import layers
-from tprnet_jax.models.parts import TORCH_PARAMETERS
+from tprnet_jax.models.parts import TORCH_PARAMETERS, pad_to_multiple
 
 # He et al. 2015 for a leaky ReLU: variance 2 / ((1 + slope^2) fan_in).
 _GAIN = 2.0 / (1.0 + layers.NEGATIVE_SLOPE**2)
@@ -130,7 +130,7 @@ class UNet(nn.Module):
         encode = nn.remat(_encode, static_argnums=2) if self.remat else _encode
         decode = nn.remat(_decode, static_argnums=3) if self.remat else _decode
         height, width = x.shape[1:3]
-        x = _fold(_pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
+        x = _fold(pad_to_multiple(x, self.fold * 2 ** (len(self.channels) - 1)), self.fold)
         skips = []
         for stage in range(len(self.channels)):
             x = encode(self, x, stage)
@@ -188,11 +188,6 @@ def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
     for block in range(2):
         x = ConvBlock(features, 1, net.dtype, name=f"decoder_{stage}_{block}")(x)
     return x
-
-
-def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    rows, columns = (-side % multiple for side in x.shape[1:3])
-    return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
 
 
 def _fold(x: jax.Array, side: int) -> jax.Array:
