@@ -162,7 +162,10 @@ _follow.defvjp(_follow_forward, _follow_backward)
 
 
 def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    """Adds border pixels at the bottom and right, until the sides are multiples of this."""
+    """Repeats the border pixels at the bottom and right until `multiple` divides both sides.
+
+    Maps `(batch, height, width, channels)` to sides less than `multiple` longer.
+    """
     rows, columns = (-side % multiple for side in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
 

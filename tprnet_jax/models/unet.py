@@ -100,12 +100,14 @@ class UpConv(nn.Module):
 
     features: int
     dtype: Any = None
+    kernel_init: nn.initializers.Initializer = he_normal_transposed
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
 
     @nn.compact
     def __call__(self, x):
         """Returns the upsampled activations."""
-        kernel = self.param("kernel", he_normal_transposed, (2, 2, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        kernel = self.param("kernel", self.kernel_init, (2, 2, x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         batch, height, width, channels = x.shape
         pixels = x.reshape(-1, channels)
