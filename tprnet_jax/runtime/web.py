@@ -65,7 +65,7 @@ class Uploads(NamedTuple):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request (ASGI); the file is deleted however that ends."""
         request = Request(scope, receive)
-        with tempfile.TemporaryDirectory(prefix="tprnet_jax_") as folder:
+        with tempfile.TemporaryDirectory(prefix="tprnet_upload_") as folder:
             response = await self._response(request, Path(folder))
             await response(scope, receive, send)
 
@@ -198,13 +198,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address, family=family)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
+    except (OSError, UnicodeError) as error:  # The latter of what no name can be.
+        reason = getattr(error, "strerror", error)
+        wrong = f"config.serve.host={host} with port {port} cannot be used ({reason})"
+        mend = "give an address of this machine, such as 127.0.0.1, and a port from 1024 on"
+        if getattr(error, "errno", None) == errno.EADDRINUSE:
             wrong = f"config.serve.port={port} is in use by another program"
             mend = "give another, or 0 for any that is free"
-        else:
-            wrong = f"config.serve.host={host} with port {port} cannot be used ({error.strerror})"
-            mend = "give an address of this machine, such as 127.0.0.1, and a port from 1024 on"
         raise UserError(f"{wrong}; {mend}") from error
 
 

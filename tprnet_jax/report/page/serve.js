@@ -166,7 +166,7 @@ function branch({ id, path }, scale) {
   const points = path.map(([row, column]) => `${column},${row}`).join(" ");
   const [y, x] = path[Math.floor(path.length / 2)];
   const group = drawing("g", { "data-branch": id });
-  const label = drawing("text", { x, y, "font-size": 20 * scale });
+  const label = drawing("text", { x: x + 8 * scale, y: y - 8 * scale, "font-size": 18 * scale });
   label.textContent = id + 1;
   group.append(
     drawing("polyline", { points, class: "halo" }),
@@ -180,8 +180,9 @@ function showTotals({ branches, length, length_mm, area, area_mm2, share }) {
   const inMm = (value, unit) => (value === undefined ? "" : `, ${value.toFixed(1)} ${unit}`);
   const values = {
     Branches: branches,
-    "Total length": `${length.toFixed(1)} px${inMm(length_mm, "mm")}`,
-    "Vessel area": `${area} px${inMm(area_mm2, "mm\u00b2")}, ${(100 * share).toFixed(1)} %`,
+    "Total length": `${length.toFixed(1)} pixels${inMm(length_mm, "mm")}`,
+    "Vessel area": `${area} pixels${inMm(area_mm2, "mm\u00b2")}`,
+    "Of the image": `${(100 * share).toFixed(1)} %`,
   };
   $("totals").replaceChildren(
     ...Object.entries(values).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
