@@ -159,6 +159,7 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
         (["--workdir=RUN/model.npz"], ["--config=RUN/model.npz", "--workdir=RUN/model.npz"]),
         (["--mode=train"], ["--mode=train"]),
         (["--mode=predict"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=predict"]),
+        (["--mode=serve"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=serve"]),
     ],
 )
 def test_which_configuration_is_meant_without_one(tmp_path, monkeypatch, given, with_config):

@@ -151,6 +151,12 @@ _PREDICT = {
     "scale": Number(0.0, 0, 16),
     "batch": Number(1, 1),  # Images of one size at a time; more are faster on a GPU.
 }
+_SERVE = {
+    "host": "127.0.0.1",  # An address of this machine; of the default, only it sees the page.
+    "port": Number(8080, 0, 65535),  # 0 is any that is free.
+    "max_mb": Number(200, 1),  # Largest file that the page takes, megabytes.
+    "open": True,  # Open the page in a browser.
+}
 _BENCHMARK = {
     "batches": (1, 2, 4),  # Sizes of batch; stages and peer are timed with the last.
     "sides": (),  # Sides of square images, pixels, to time besides, one at a time.
@@ -169,6 +175,7 @@ FIELDS = {
     "train": _TRAIN,
     "eval": _EVAL,
     "predict": _PREDICT,
+    "serve": _SERVE,
     "benchmark": _BENCHMARK,
     "convert": {
         "input": "",  # A PyTorch checkpoint to import into the workdir.

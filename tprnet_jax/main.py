@@ -13,6 +13,7 @@ MODES = {
     "train": "train",
     "eval": "evaluate",
     "predict": "predict",
+    "serve": "serve",
     "ablate": "ablate",
     "compare": "compare",
     "convert": "convert",

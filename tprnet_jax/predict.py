@@ -28,7 +28,7 @@ from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import read_json, sweep, write_or_tell, write_whole
 from tprnet_jax.runtime.threads import ahead
-from tprnet_jax.segmenter import LEAST, Segmentation, Segmenter
+from tprnet_jax.segmenter import Segmentation, Segmenter
 
 # What is written of each image, and of each file as a whole, by the end of its name.
 OF_IMAGE = {
@@ -239,19 +239,9 @@ class Job:
             ) from error
 
     def _check_size(self, work: Work) -> None:
-        size, seen = work.angiogram.size, work.record["seen"]
-        if min(size) < LEAST:
-            raise UserError(
-                f"{work.source.path} is {size[0]} high and {size[1]} wide; at least {LEAST} x "
-                f"{LEAST} pixels are needed"
-            )
-        needed = self.config.batch * self.model.bytes_for(seen)
-        if needed > (free := devices.free_bytes()):
-            raise UserError(
-                f"{work.source.path} would be segmented at {seen[0]} x {seen[1]}, which takes "
-                f"about {needed / 2**30:.0f} GiB of the {free / 2**30:.0f} that are free; give a "
-                "smaller config.predict.scale or batch"
-            )
+        path, size = work.source.path, work.angiogram.size
+        self.model.check_size(path, size, self.config.scale, self.config.batch)
+        seen = work.record["seen"]
         if seen not in self.seen:
             self.seen.add(seen)
             say(f"The first image of {seen[0]} x {seen[1]}: compiling takes some seconds.")

@@ -15,7 +15,8 @@ from tprnet_jax import workdir
 from tprnet_jax.data.images import stretch
 from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade, param_shapes
-from tprnet_jax.runtime import checkpoints, model_file
+from tprnet_jax.runtime import checkpoints, devices, model_file
+from tprnet_jax.runtime.errors import UserError
 
 LEAST = 32  # Smallest side of an image, pixels.
 
@@ -99,6 +100,26 @@ class Segmenter(NamedTuple):
         if not scale:
             scale = self.side / max(size) if self.side else 1
         return tuple(max(1, round(side * scale)) for side in size)
+
+    def check_size(self, path: Path, size: tuple[int, int], scale: float, batch: int = 1) -> None:
+        """Checks that images of this height and width, from this file, can be segmented.
+
+        Raises:
+            UserError: They are too small, or take more memory than is free.
+        """
+        if min(size) < LEAST:
+            raise UserError(
+                f"{path} is {size[0]} high and {size[1]} wide; at least {LEAST} x {LEAST} pixels "
+                "are needed"
+            )
+        seen = self.seen(size, scale)
+        needed = batch * self.bytes_for(seen)
+        if needed > (free := devices.free_bytes()):
+            raise UserError(
+                f"{path} would be segmented at {seen[0]} x {seen[1]}, which takes about "
+                f"{needed / 2**30:.0f} GiB of the {free / 2**30:.0f} that are free; give a smaller "
+                "config.predict.scale or batch"
+            )
 
     def bytes_for(self, seen: tuple[int, int]) -> int:
         """About the most memory that the networks take for an image that they see at this size.

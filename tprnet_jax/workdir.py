@@ -52,6 +52,7 @@ FREE = (
     "train.tensorboard",
     "eval.",
     "predict.",
+    "serve.",
     "convert.",
     "ablate.",
     "compare.",

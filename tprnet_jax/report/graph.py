@@ -30,13 +30,13 @@ SEAM = 16  # Pixels of the largest hole that is no ring: seams of ARCADE's polyg
 CLEAR = {"junction": 2.0, "end": 0.6, "loop": 0.0}  # Radii from a node to where walls are clean.
 WINDOW = 21  # Pixels over which axes and radii are smoothed.
 STEM = 10  # Pixels from an axis' end to where smoothing has settled.
+LINE = (86, 180, 233)  # RGB, of a branch.
+DOTS = {"end": (240, 228, 66), "junction": (213, 94, 0), "loop": (213, 94, 0)}
 
 _MARGIN = 3  # Pixels of background, in which rays end: even around nothing more than a seam.
 _STRIDE = 0.5  # Pixels between the samples of a ray.
 _BEND = np.linspace(0, 1, 24, endpoint=False)[:, None]
 _SHIFT = 4  # OpenCV draws at sixteenths of a pixel.
-_LINE = (86, 180, 233)
-_DOTS = {"end": (240, 228, 66), "junction": (213, 94, 0), "loop": (213, 94, 0)}
 
 _Reach = Callable[[np.ndarray, np.ndarray], np.ndarray]  # From points in directions, to walls.
 
@@ -118,10 +118,10 @@ def draw_tree(picture: np.ndarray, tree: dict[str, Any]) -> np.ndarray:
         )
     canvas = np.array(picture, order="C")
     for edge in tree["edges"]:
-        cv2.polylines(canvas, [_drawn(edge["path"])], False, _LINE, 1, cv2.LINE_AA, _SHIFT)
+        cv2.polylines(canvas, [_drawn(edge["path"])], False, LINE, 1, cv2.LINE_AA, _SHIFT)
     for node in tree["nodes"]:
         (centre,) = _drawn([(node["row"], node["column"])]).tolist()
-        colour = _DOTS[node["kind"]]
+        colour = DOTS[node["kind"]]
         cv2.circle(canvas, centre, 3 << _SHIFT, colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
     return canvas
 

@@ -20,7 +20,8 @@ PACKAGE = Path(tprnet_jax.__file__).parent
 SAVED = str(PACKAGE / "config.py")
 CONFIGS = (PACKAGE / "configs", PACKAGE.with_name("configs"))  # Of a wheel, of the repository.
 # Of modes that need none, the workdir unless one is given.
-WORKDIRS = {"predict": str(model_file.SHIPPED), "compare": os.path.join("runs", "compare")}
+_SHIPPED = str(model_file.SHIPPED)
+WORKDIRS = {"predict": _SHIPPED, "serve": _SHIPPED, "compare": os.path.join("runs", "compare")}
 USAGE = """tprnet --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 (the same as python -m tprnet_jax.main)
 
@@ -35,6 +36,8 @@ Modes, each with an example:
              --workdir=runs/tprnet --mode=eval --config.eval.split=test
   predict    segment your own images, with the model that comes along or that of a --workdir
              --mode=predict --config.predict.input=IMAGES --config.predict.output=MASKS
+  serve      open a page to try a model on one image or run, with the same models as predict
+             --mode=serve
   convert    import PyTorch weights or a model file, or export a run to either
              --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
   ablate     train the ablations of the paper's Table II
@@ -119,7 +122,7 @@ def parse(argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
-    To predict, the model that comes along serves where there is neither; to compare runs, the first
+    To predict or serve, the model that comes along serves where there is neither; to compare runs, the first
     one's configuration.
     """
     if _given(argv, "config") is not None:
