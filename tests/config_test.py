@@ -6,6 +6,8 @@ import pytest
 from configs import quickstart, tprnet, tprnet_compact, tprnet_released
 from tprnet_jax import config as configuration
 from tprnet_jax.method.cascade import init
+from tprnet_jax.models.networks import NETWORKS
+from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.train import make_trainer
 
@@ -178,3 +180,42 @@ def test_a_holdout_to_evaluate_needs_images():
         configuration.check(config)
     config.data.holdout = 1
     configuration.check(config)
+
+
+@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"unet"}))
+def test_another_network_in_the_place_of_global_net(name):
+    config = configuration.default()
+    config.model.global_net = name
+    configuration.check(config)
+    nets = configuration.cascade(config).networks
+    assert type(nets["global"]) is not UNet
+    assert type(nets["local"]) is UNet
+    # Its official channels, although the field's default has those of the U-Net.
+    assert nets["global"].channels == NETWORKS[name]().channels
+    config.model.global_channels = (8, 8, 8, 8)
+    assert configuration.cascade(config).global_net.channels == (8, 8, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"global_net": "unet", "global_auxiliary": True}, "unet has no auxiliary outputs, only"),
+        (
+            {"global_net": "resunet", "global_fold": 2},
+            "config.model.global_fold is for GlobalNet's",
+        ),
+        ({"global_net": "vnet"}, "config.model.global_net is 'vnet'; choose one of unet, resunet"),
+    ],
+)
+def test_what_a_network_has_not(fields, message):
+    config = configuration.default()
+    config.model.update(fields)
+    with pytest.raises(UserError, match=message):
+        configuration.check(config)
+
+
+def test_a_compared_network_keeps_all_activations():
+    config = configuration.default()
+    config.model.global_net, config.train.remat = "nnunet", ("global",)
+    with pytest.raises(UserError, match=r"config\.train\.remat is for GlobalNet's own network"):
+        configuration.check(config)

@@ -6,12 +6,20 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from tprnet_jax.models.coanet import CoANet
+from tprnet_jax.models.dscnet import DSCNet
+from tprnet_jax.models.nnunet import NNUNet
+from tprnet_jax.models.resunet import ResUNet
 from tprnet_jax.models.unet import UNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
+    "resunet": ResUNet,
     "coanet": CoANet,
     "coanet_main": functools.partial(CoANet, fourth_strip="main"),
+    "dscnet": DSCNet,
+    "dscnet_pro": functools.partial(DSCNet, variant="pro"),
+    "nnunet": NNUNet,
+    "nnunet_resenc": functools.partial(NNUNet, variant="resenc"),
 }
 
 
