@@ -19,6 +19,7 @@ from tprnet_jax import evaluate, train
 from tprnet_jax.data import loader
 from tprnet_jax.method import augment
 from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.report import metrics
 from tprnet_jax.runtime import checkpoints, progress
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.signals import Interrupted
@@ -70,6 +71,10 @@ def test_metrics_have_the_terms_of_each_epoch(trained):
         (3, "validation"),
         (6, "validation"),
     ]
+    # The slower metrics are those of the report alone.
+    stages = ("global", "global_local", "final")
+    names = [f"{stage}_{name}" for stage in stages for name in metrics.BRIEF]
+    assert list(validations[0]) == ["step", "split", *names]
 
 
 def test_metrics_say_when_and_how_fast(trained):

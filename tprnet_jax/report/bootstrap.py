@@ -20,15 +20,22 @@ def intervals(values: np.ndarray) -> np.ndarray:
         (columns, 2), the 2.5th and the 97.5th percentile of the means of 10,000 resamples; NaN for
         a column without a value.
     """
-    generator = np.random.default_rng(0)
     known = ~np.isnan(values)
-    filled, images = np.where(known, values, 0), len(values)
-    means = []
+    filled, counted = np.nan_to_num(values), known.astype(float)
+    generator, means = np.random.default_rng(0), []
     for _ in range(RESAMPLES // AT_ONCE):
-        times = generator.multinomial(images, np.full(images, 1 / images), size=AT_ONCE)
+        times = _times_drawn(generator, len(values))
         with np.errstate(invalid="ignore"):  # A resample may have none of the few that count.
-            means.append((times @ filled) / (times @ known))
+            means.append((times @ filled) / (times @ counted))
     found = np.full((values.shape[1], 2), np.nan)
     some = known.any(axis=0)
     found[some] = np.nanpercentile(np.concatenate(means)[:, some], LEVELS, axis=0).T
     return found
+
+
+def _times_drawn(generator: np.random.Generator, images: int) -> np.ndarray:
+    """How often each of some resamples has each image, float64 (`AT_ONCE`, images)."""
+    drawn = generator.integers(images, size=(AT_ONCE, images))
+    places = drawn + images * np.arange(AT_ONCE)[:, None]
+    times = np.bincount(places.ravel(), minlength=AT_ONCE * images)
+    return times.reshape(AT_ONCE, images).astype(float)
