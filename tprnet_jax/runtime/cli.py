@@ -122,8 +122,8 @@ def parse(argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
-    To predict or serve, the model that comes along serves where there is neither; to compare runs, the first
-    one's configuration.
+    To predict or serve, the model that comes along serves where there is neither; to compare runs,
+    the first one's configuration.
     """
     if _given(argv, "config") is not None:
         return argv
