@@ -162,13 +162,12 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
         (["--mode=serve"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=serve"]),
     ],
 )
-def test_which_configuration_is_meant_without_one(tmp_path, monkeypatch, given, with_config):
-    for name in ("config.json", "model.npz", "shipped.npz"):
+def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):
+    for name in ("config.json", "model.npz"):
         (tmp_path / name).write_text("")
-    monkeypatch.setattr(model_file, "SHIPPED", tmp_path / "shipped.npz")
 
     def filled(arguments):
-        shipped = str(tmp_path / "shipped.npz")
+        shipped = str(model_file.SHIPPED)
         return [a.replace("SHIPPED", shipped).replace("RUN", str(tmp_path)) for a in arguments]
 
     assert cli._with_config(["main", *filled(given)]) == ["main", *filled(with_config)]
