@@ -24,6 +24,7 @@ from scipy.signal import savgol_filter
 from scipy.spatial.distance import cdist
 from skimage.measure import find_contours
 
+from tprnet_jax.report.palette import SKY_BLUE, VERMILLION, YELLOW
 from tprnet_jax.report.skeleton import Edge, kinds_of, length, skeleton_graph
 
 SEAM = 16  # Pixels of the largest hole that is no ring: seams of ARCADE's polygons have up to 13.
@@ -35,8 +36,8 @@ _MARGIN = 3  # Pixels of background, in which rays end: even around nothing more
 _STRIDE = 0.5  # Pixels between the samples of a ray.
 _BEND = np.linspace(0, 1, 24, endpoint=False)[:, None]
 _SHIFT = 4  # OpenCV draws at sixteenths of a pixel.
-_LINE = (86, 180, 233)
-_DOTS = {"end": (240, 228, 66), "junction": (213, 94, 0), "loop": (213, 94, 0)}
+_LINE = SKY_BLUE
+_DOTS = {"end": YELLOW, "junction": VERMILLION, "loop": VERMILLION}
 
 _Reach = Callable[[np.ndarray, np.ndarray], np.ndarray]  # From points in directions, to walls.
 
@@ -100,7 +101,7 @@ def vessel_tree(mask: np.ndarray, spacing: tuple[float, float] | None = None) ->
 
 
 def draw_tree(picture: np.ndarray, tree: dict[str, Any]) -> np.ndarray:
-    """A tree on its picture, in colours of Okabe and Ito that colour-blind readers tell apart.
+    """A tree on its picture.
 
     Args:
         picture: RGB, uint8 (height, width, 3), of the mask's height and width.
