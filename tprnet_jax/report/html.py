@@ -159,7 +159,7 @@ def _words(result: Mapping[str, Any]) -> str:
 def _thinned(plot: Plot) -> dict[str, Any]:
     """At most so many points of each line as can be seen, the last among them."""
     lines = {
-        name: points[:: -max(1, len(points) // _POINTS)][::-1]
+        name: points[:: -math.ceil(len(points) / _POINTS)][::-1]
         for name, points in plot.lines.items()
         if points
     }
