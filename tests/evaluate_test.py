@@ -3,6 +3,7 @@ import io
 import json
 
 import cv2
+import html_test
 import numpy as np
 import pytest
 
@@ -182,3 +183,22 @@ def test_figures_are_the_best_and_the_worst(trained):
     panel = cv2.imread(str(folder / "figures" / f"{names[0]}.png"))
     # Angiogram, truth and three stages side by side.
     assert panel.shape[1] > 5 * 256
+
+
+def test_the_report_has_every_image_and_the_training(trained):
+    config, workdir = trained
+    page = html_test.data_of((workdir / "eval/validation/report.html").read_text())
+    rows = list(csv.DictReader((workdir / "eval/validation/per_image.csv").open()))
+    assert page["names"] == [row["name"] for row in rows]
+    source = loader.examples(loader.prepare(config.data), "validation")
+    for index in range(len(source)):
+        masks = page["pictures"][str(index)]["masks"]
+        assert masks.keys() == {"truth", "global", "global_local", "final"}
+        truth = source[index]["mask"][..., 0] > 127
+        np.testing.assert_array_equal(html_test.mask_of(masks["truth"]), truth)
+    assert [plot["title"] for plot in page["plots"]] == [
+        "Loss",
+        "Learning rate",
+        "Dice (validation)",
+    ]
+    assert page["details"]["Configuration"]["config.train.epochs"] == "2"

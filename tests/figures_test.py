@@ -19,8 +19,8 @@ def test_overlay_paints_errors_in_the_colours_of_the_paper():
     red, green, blue = picture.transpose(2, 0, 1).astype(int)
     assert picture[1, 1].tolist() == [255, 255, 255]
     false_positive, false_negative = prediction & ~truth, truth & ~prediction
-    assert (red > 150 + np.maximum(green, blue))[false_positive].all()
-    assert (blue > 100 + np.maximum(red, green))[false_negative].all()
+    assert (red > 100 + np.maximum(green, blue))[false_positive].all()
+    assert (blue > 50 + np.maximum(red, green))[false_negative].all()
 
 
 def test_overlay_leaves_the_rest_grey_in_the_order_of_the_image():
@@ -40,8 +40,8 @@ def test_overlay_without_truth_outlines_the_mask_from_outside():
     ring[1:6, 2:5] = True
     assert (picture[ring & ~prediction] == figures.PREDICTION).all()
     assert (picture[~ring] == 51).all()
-    # A quarter of the way from the grey 51 to (255, 190, 0).
-    assert (picture[prediction] == (102, 86, 38)).all()
+    # A quarter of the way from the grey 51 to the orange (230, 159, 0).
+    assert (picture[prediction] == (96, 78, 38)).all()
 
 
 def test_overlay_keeps_the_vessel_readable_under_the_tint():

@@ -83,7 +83,7 @@ def test_killed_and_started_again_it_completes_and_redoes_nothing(trained, sourc
     after = _finished(target)
     assert {path: after[path] for path in before} == before
     assert len(after) == 2 * COUNT
-    assert _files(target) == {*after, target / "manifest.json"}
+    assert _files(target) == {*after, target / "manifest.json", target / "report.html"}
     assert all(cv2.imread(str(path)) is not None for path in after)
     manifest = json.loads((target / "manifest.json").read_text())
     noted = ["all outputs were there already" in file["notes"] for file in manifest["files"]]
@@ -114,7 +114,8 @@ def test_two_processes_share_the_files_and_their_failures(trained, source, tmp_p
     manifest = json.loads((target / "manifest.json").read_text())
     assert [file["input"] for file in manifest["files"]] == sorted(map(str, some.iterdir()))
     assert ["error" in file for file in manifest["files"]] == [False] * 4 + [True]
-    assert _files(target) == {*_finished(target), target / "manifest.json"}
+    both = target / "manifest.json", target / "report.html"
+    assert _files(target) == {*_finished(target), *both}
     masks = [cv2.imread(str(path), -1) for path in sorted(target.glob("*_mask.png"))]
     assert len(masks) == 4
     assert np.stack(masks).shape == (4, 64, 64)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import cv2
+import html_test
 import numpy as np
 import pytest
 from PIL import Image
@@ -47,7 +48,7 @@ def test_masks_and_overlays_of_any_size_and_format(trained, tmp_path, capsys):
     assert "5 of 5 files segmented" in capsys.readouterr().out
     sizes = {"a": (64, 64), "bb": (70, 53), "ccc": (32, 90), "dddd": (40, 33), "deep/e": (64, 64)}
     expected = {f"{name}_{kind}.png" for name in sizes for kind in ("mask", "overlay")}
-    assert _names(target) == expected | {"manifest.json"}
+    assert _names(target) == expected | {"manifest.json", "report.html"}
     for name, size in sizes.items():
         mask = _mask(target / f"{name}_mask.png")
         assert mask.shape == size
@@ -129,7 +130,8 @@ def test_an_unreadable_image_is_named_skipped_and_fails_the_run(trained, tmp_pat
     assert "bad.png (12 bytes) is damaged or no image" in output.err
     assert "tiny.png is 31 high and 64 wide; at least 32 x 32 pixels are needed" in output.err
     assert "1 of 3 files segmented" in output.out
-    assert _names(target) == {"good_mask.png", "good_overlay.png", "manifest.json"}
+    masks = {"good_mask.png", "good_overlay.png"}
+    assert _names(target) == masks | {"manifest.json", "report.html"}
     files = json.loads((target / "manifest.json").read_text())["files"]
     assert ["error" in file for file in files] == [True, False, True]
 
@@ -144,10 +146,41 @@ def test_what_is_finished_is_not_segmented_again(trained, tmp_path, monkeypatch)
     predict.run(config, trained[1])
     after = {name: (target / name).stat().st_mtime_ns for name in _names(target)}
     changed = {name for name in after if after[name] != before[name]}
-    assert changed == {"b_mask.png", "b_overlay.png", "manifest.json"}
+    assert changed == {"b_mask.png", "b_overlay.png", "manifest.json", "report.html"}
     config.predict.overwrite = True
     predict.run(config, trained[1])
     assert all((target / name).stat().st_mtime_ns != after[name] for name in after)
+
+
+def test_the_report_also_covers_what_was_done_before(trained, tmp_path):
+    source, target = tmp_path / "in", tmp_path / "out"
+    _write(source, a=("png", 64, 64), b=("png", 64, 48))
+    (source / "bad.png").write_bytes(b"not an image")
+    config = _config(trained, source, target)
+    config.predict.outputs = ("mask", "tree")
+    found = []
+    for _ in range(2):
+        with pytest.raises(UserError, match="1 of 3 files"):
+            predict.run(config, trained[1])
+        found.append(html_test.data_of((target / "report.html").read_text()))
+        (target / "b_tree.json").unlink()
+    first, again = found
+    assert first["names"] == again["names"] == ["a.png", "b.png", "bad.png"]
+    assert first["pictures"].keys() == {"0", "1"}
+    assert again["pictures"] == first["pictures"]
+    area, status, branches = (
+        [column["name"] for column in first["columns"]].index(name)
+        for name in ("area", "status", "branches")
+    )
+    rows, later = (page["values"]["mask"] for page in found)
+    assert [row[status] for row in rows] == ["segmented", "segmented", "failed"]
+    assert [row[status] for row in later] == ["done before", "segmented", "failed"]
+    share = 100 * np.mean(_mask(target / "a_mask.png") > 0)
+    assert rows[0][area] == later[0][area] == pytest.approx(share, rel=1e-5)
+    tree = json.loads((target / "a_tree.json").read_text())
+    assert rows[0][branches] == later[0][branches] == len(tree["edges"])
+    (problem,) = first["notes"]
+    assert "bad.png (12 bytes) is damaged or no image" in problem
 
 
 def test_results_of_another_model_are_not_mixed(trained, tmp_path):
@@ -370,6 +403,8 @@ def _opens(path):
         return video.open_video(path).count == 3
     if path.suffix == ".json":
         return bool(json.loads(path.read_text()))
+    if path.suffix == ".html":
+        return bool(html_test.data_of(path.read_text()))
     return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED) is not None
 
 
@@ -393,7 +428,7 @@ def test_whatever_is_in_a_folder_the_rest_goes_on(trained, tmp_path, capfd):
         assert re.search(sentence, line), line
     written = _names(target)
     assert len([name for name in written if name.endswith("_mask.png")]) == 14
-    assert len(written) == 2 * 14 + 1 + 1  # Contours too, the video, and the manifest.
+    assert len(written) == 2 * 14 + 1 + 2  # Contours too, the video, the manifest and the report.
     assert all(_opens(target / name) for name in written)
     files = json.loads((target / "manifest.json").read_text())["files"]
     assert sum("error" in file for file in files) == len(said) - 2  # Two have one name.
@@ -422,7 +457,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_whole_files(
     assert not [name for name in _names(target) if "partial" in name]
     assert all(_opens(target / name) for name in _names(target))
     predict.run(_config(trained, source, target), trained[1])
-    assert len(_names(target)) == 2 * 8 + 1
+    assert len(_names(target)) == 2 * 8 + 2
 
 
 def test_what_is_interrupted_says_that_the_same_command_goes_on(trained, tmp_path, monkeypatch):
@@ -487,6 +522,7 @@ def test_a_run_of_frames_in_dicom_and_in_a_video(trained, tmp_path):
         "a_overlay.mp4",
         "b_overlay.mp4",
         "manifest.json",
+        "report.html",
     }
     masks = [_mask(target / name) == 255 for name in numbers[:3]]
     for frame, mask in zip(frames, masks, strict=True):

@@ -1,5 +1,7 @@
 """A data set and parameters in; metrics, table and figures out."""
 
+import functools
+import itertools
 import json
 import os
 from collections.abc import Callable
@@ -15,21 +17,21 @@ from tprnet_jax.data import loader
 from tprnet_jax.data.images import write_png
 from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade
-from tprnet_jax.report import figures, metrics
+from tprnet_jax.report import curves, figures, html, metrics, pictures
 from tprnet_jax.report.region import Region
 from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import changed, restore, trained_on
+from tprnet_jax.workdir import about, changed, restore, trained_on
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Evaluates a run's checkpoint on `config.eval.split` and reports.
 
-    Writes `workdir/eval/<split>/metrics.json`, `per_image.csv`, `figures/` and, if asked, `masks/`,
-    and prints the table. With another model or other data than in training, the folder's name says
-    so.
+    Writes `workdir/eval/<split>/metrics.json`, `per_image.csv`, `figures/`, `report.html` and, if
+    asked, `masks/`, and prints the table. With another model or other data than in training, the
+    folder's name says so.
 
     Returns:
         What `metrics.json` has.
@@ -44,8 +46,11 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     source = loader.examples(loader.prepare(config.data), config.eval.split)
     _check_unseen(config, workdir, source)
     folder = result_folder(config, workdir)
+    album = pictures.Album(pictures.BUDGET // jax.process_count())
     masks = folder / "masks" if config.eval.masks else None
-    scores = score(cascade, params, source, config.eval.batch, masks_to=masks)
+    keep = functools.partial(_keep, album, len(source) > pictures.MANY, masks)
+    scores = score(cascade, params, source, config.eval.batch, keep=keep)
+    albums = devices.allgather_json(list(album.pictures.items()))
     result = summary(scores) | {
         "split": config.eval.split,
         "source": config.data.source,
@@ -59,8 +64,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     _draw(cascade, params, source, scores, config.eval, folder / "figures")
     write_whole(folder / "per_image.csv", per_image(scores))
     write_whole(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
+    plots = curves.plots(curves.read(workdir / "metrics.jsonl"))
+    shown = dict(itertools.chain.from_iterable(albums))
+    report = html.evaluation(result, scores, shown, plots, about(config), str(workdir))
+    write_whole(folder / "report.html", report)
     print(table(result))
-    print(f"Per image and in pictures: {folder}")
+    print(f"Per image and in pictures: {folder / 'report.html'}")
     return result
 
 
@@ -97,7 +106,7 @@ def score(
     source,
     batch: int,
     compare: Callable = metrics.compare,
-    masks_to: Path | None = None,
+    keep: Callable[[int, dict, dict], None] | None = None,
 ) -> Scores:
     """Runs the cascade on every example and computes the metrics of each stage.
 
@@ -109,10 +118,9 @@ def score(
         source: Examples by index, see `loader.prepare`.
         batch: Images at a time.
         compare: Gives the metrics of a predicted and a true region, as `metrics.compare`.
-        masks_to: Folder to write the final masks to, as PNG files of 0 and 255; None for none.
+        keep: Is given the index of each example of this process, the example, and its masks by
+            stage.
     """
-    if masks_to is not None:
-        masks_to.mkdir(parents=True, exist_ok=True)
     process, processes = jax.process_index(), jax.process_count()
     share = range(process, len(source), processes)
     # At position 0 it takes the place of a training's bar, which stands still meanwhile.
@@ -120,15 +128,15 @@ def score(
     progress = tqdm.tqdm(total=len(share), desc="evaluate", unit="image", **bar)
     own = []
     examples = (source[index] for index in share)
-    for example, masks in inference.segment_examples(cascade, params, examples, batch):
+    segmented = inference.segment_examples(cascade, params, examples, batch)
+    for index, (example, masks) in zip(share, segmented, strict=True):
         truth = Region(example["mask"][..., 0] > 127)
         rows = {stage: compare(Region(mask), truth) for stage, mask in masks.items()}
         cases = {stage: metrics.emptiness(mask, truth.mask) for stage, mask in masks.items()}
         name = example["name"].decode()
         own.append((name, rows, cases))
-        if masks_to is not None:
-            pixels = masks["final"].astype(np.uint8) * 255
-            write_png((masks_to / name).with_suffix(".png"), pixels)
+        if keep is not None:
+            keep(index, example, masks)
         progress.update()
     progress.close()
     parts = devices.allgather_json(own)
@@ -138,6 +146,24 @@ def score(
     )
     of_stage = ({s: [each[s] for each in part] for s in cascade.stages} for part in (rows, cases))
     return Scores(list(names), *of_stage)
+
+
+def _keep(
+    album: pictures.Album,
+    many: bool,
+    masks_to: Path | None,
+    index: int,
+    example: dict,
+    masks: dict[str, np.ndarray],
+) -> None:
+    """Puts an image with its masks into the album, and writes its final mask to the folder."""
+    if album.wants(index):
+        truth = example["mask"][..., 0] > 127
+        album.add(index, pictures.encode(example["image"][..., 0], {"truth": truth, **masks}, many))
+    if masks_to is not None:
+        masks_to.mkdir(parents=True, exist_ok=True)
+        path = (masks_to / example["name"].decode()).with_suffix(".png")
+        write_png(path, masks["final"].astype(np.uint8) * 255)
 
 
 def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: Path) -> None:

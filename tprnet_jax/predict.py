@@ -1,7 +1,7 @@
 """A user's angiograms in; masks, and what can be made of them, out."""
 
+import contextlib
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -21,12 +21,14 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.data import inputs, video
 from tprnet_jax.data.angiogram import Angiogram
-from tprnet_jax.data.inputs import Input, Listing
-from tprnet_jax.report import dicom_seg, outputs
+from tprnet_jax.data.images import read_stored
+from tprnet_jax.data.inputs import Input
+from tprnet_jax.report import destination, dicom_seg, html, outputs, pictures
+from tprnet_jax.report.journal import Journal
 from tprnet_jax.report.outputs import Segmented
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import read_json, sweep, write_or_tell, write_whole
+from tprnet_jax.runtime.files import write_or_tell, write_whole
 from tprnet_jax.runtime.threads import ahead
 from tprnet_jax.segmenter import Segmentation, Segmenter
 
@@ -40,7 +42,6 @@ OF_IMAGE = {
 }
 OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
 OUTPUTS = (*OF_IMAGE, *OF_FILE)
-DONE = "all outputs were there already"
 WRITERS = 2
 MOST_WAITING = 8  # Files to write that may wait, so that memory stays bounded.
 
@@ -67,9 +68,9 @@ class Work:
 def run(config: ConfigDict, workdir: Path) -> None:
     """Segments `config.predict.input` into `config.predict.output`.
 
-    Writes `config.predict.outputs` of each angiogram, each file whole or not at all, and
-    `manifest.json`. What has all its outputs is skipped. A file that cannot be segmented is named,
-    and the rest goes on.
+    Writes `config.predict.outputs` of each angiogram, each file whole or not at all,
+    `manifest.json` and `report.html`. What has all its outputs is skipped. A file that cannot be
+    segmented is named, and the rest goes on.
 
     Args:
         config: With the networks of the model.
@@ -82,30 +83,41 @@ def run(config: ConfigDict, workdir: Path) -> None:
     configuration.check(config)
     _check_outputs(config.predict)
     model = segmenter.of(config, workdir)
-    output = _make_output(config.predict, listing)
-    manifest = _begin_manifest(config, model, output)
+    output = destination.make(config.predict, listing)
+    manifest = destination.begin_manifest(config.predict, model, output)
     if devices.is_first():
         for sentence in (*listing.notes, *listing.problems):
             say(sentence)
     start = time.monotonic()
-    records = _segment(
-        Job(config.predict, output, model),
-        inputs.share(listing.inputs, jax.process_index(), jax.process_count()),
-    )
+    share = inputs.share(listing.inputs, jax.process_index(), jax.process_count())
+    journal = Journal(len(share), pictures.BUDGET // jax.process_count())
+    records, entries = _segment(Job(config.predict, output, model, journal), share)
     manifest["seconds"] = round(time.monotonic() - start, 3)
-    _end_manifest(manifest, listing, records, output)
+    destination.end_manifest(manifest, listing, records, output)
     failed = len(listing.problems) + sum("error" in record for record in records)
     total = len(listing.problems) + len(records)
     if devices.is_first():
-        done = sum(DONE in record.get("notes", ()) for record in records)
+        write_whole(
+            output / "report.html", html.prediction(manifest, entries, config.predict.input)
+        )
+        done = sum(destination.DONE in record.get("notes", ()) for record in records)
         before = f", {done} of them before" if done else ""
         print(_legible(f"{total - failed} of {total} files segmented into {output}{before}"))
     if failed:
         raise UserError(f"{failed} of {total} files could not be segmented; each is named above")
 
 
-def _segment(job: "Job", files: list[Input]) -> list[dict]:
-    """Runs the job; what came of each file of all processes, which end together.
+def _check_outputs(config: ConfigDict) -> None:
+    unknown = set(config.outputs) - set(OUTPUTS)
+    if unknown or not config.outputs:
+        raise UserError(
+            f"config.predict.outputs is {','.join(map(str, config.outputs))!r}; choose among "
+            f"{', '.join(OUTPUTS)}"
+        )
+
+
+def _segment(job: "Job", files: list[Input]) -> tuple[list[dict], list[dict]]:
+    """Runs the job; what came of each file and image of all processes, which end together.
 
     Raises:
         UserError: One of them could not write.
@@ -117,10 +129,11 @@ def _segment(job: "Job", files: list[Input]) -> list[dict]:
         stopped = str(error)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("interrupted; the same command goes on with the rest") from None
-    records, stops = zip(*devices.allgather_json([job.records, stopped]), strict=True)
+    own = job.records, job.journal.entries, stopped
+    records, entries, stops = zip(*devices.allgather_json(own), strict=True)
     if any(stops):
         raise UserError(next(filter(None, stops)))
-    return list(chain.from_iterable(records))
+    return list(chain.from_iterable(records)), list(chain.from_iterable(entries))
 
 
 def say(text: str) -> None:
@@ -138,12 +151,13 @@ class Job:
 
     Attributes:
         records: What came of each file.
+        journal: What was found in each image.
         seen: Sizes at which the networks have seen an image.
         writers: The file that each output is of.
     """
 
-    def __init__(self, config: ConfigDict, output: Path, model: Segmenter):
-        self.config, self.output, self.model = config, output, model
+    def __init__(self, config: ConfigDict, output: Path, model: Segmenter, journal: Journal):
+        self.config, self.output, self.model, self.journal = config, output, model, journal
         self.records, self.seen, self.writers = [], set(), {}
 
     def run(self, files: Iterable[Input]) -> None:
@@ -158,9 +172,9 @@ class Job:
 
         bar = tqdm.tqdm(desc="predict", unit="image", disable=not devices.is_first())
         with bar, ThreadPoolExecutor(WRITERS) as pool:
-            for found in self.model.stream(images(), batch, scale):
+            for found, seconds in _timed(self.model.stream(images(), batch, scale)):
                 work, image = waiting.popleft()
-                writing += self._write(pool, work, image, found)
+                writing += self._write(pool, work, image, found, seconds)
                 bar.update()
                 while len(writing) > MOST_WAITING:
                     writing.popleft().result()
@@ -198,7 +212,8 @@ class Job:
             "outputs": [path.relative_to(self.output).as_posix() for path in paths],
         }
         if not self.config.overwrite and all(path.is_file() for path in paths):
-            record["notes"].append(DONE)
+            record["notes"].append(destination.DONE)
+            self._look_back(work)
             return
         self._check_size(work)
         for note in record["notes"]:
@@ -206,6 +221,32 @@ class Job:
         self._make_folder((self.output / source.name).parent)
         for image in angiogram.frames():
             yield work, image
+
+    def _look_back(self, work: Work) -> None:
+        """Enters into the journal what was found before, as far as there are masks of it."""
+        if "mask" not in self.config.outputs:
+            return
+        frames = work.angiogram.frames()
+        # What has been damaged since is not shown; it is no failure of this prediction.
+        with contextlib.suppress(UserError, OSError):
+            for number in range(1, work.angiogram.count + 1):
+                mask = read_stored(self._path(work, OF_IMAGE["mask"], number)) > 0
+                is_read = work.angiogram.is_run or self.journal.wants_picture()
+                self._enter(work, number, next(frames) if is_read else None, mask)
+
+    def _enter(
+        self,
+        work: Work,
+        number: int,
+        image: np.ndarray | None,
+        mask: np.ndarray,
+        seconds: float | None = None,
+    ) -> None:
+        """Notes what was found in an image, whose outputs are there."""
+        has_tree = "tree" in self.config.outputs
+        tree = self._path(work, OF_IMAGE["tree"], number).read_bytes() if has_tree else None
+        place = number, work.angiogram.count
+        self.journal.enter(work.record["input"], place, image, mask, seconds, tree)
 
     def _claim(self, paths: list[Path], source: Path) -> None:
         """Keeps the names of outputs for a file."""
@@ -266,22 +307,28 @@ class Job:
         return {"seg": angiogram.header is not None, "video": angiogram.is_run}.get(kind, False)
 
     def _write(
-        self, pool: ThreadPoolExecutor, work: Work, image: np.ndarray, found: Segmentation
+        self,
+        pool: ThreadPoolExecutor,
+        work: Work,
+        image: np.ndarray,
+        found: Segmentation,
+        seconds: float,
     ) -> list[Future]:
         """Begins to write what is wanted of an image and, with the last one, of its file."""
         work.masks.append(np.packbits(found.mask))
         number = len(work.masks)
         segmented = Segmented(work.source.path.name, image, *found, work.angiogram.spacing)
-        work.frames.append(pool.submit(self._write_image, work, number, segmented))
+        work.frames.append(pool.submit(self._write_image, work, number, segmented, seconds))
         if number < work.angiogram.count:
             return [work.frames[-1]]
         return [work.frames[-1], pool.submit(self._write_file, work)]
 
-    def _write_image(self, work: Work, number: int, segmented: Segmented) -> None:
+    def _write_image(self, work: Work, number: int, found: Segmented, seconds: float) -> None:
         for kind in self.config.outputs:
             if kind in OF_IMAGE:
                 path = self._path(work, OF_IMAGE[kind], number)
-                write_or_tell(path, getattr(outputs, kind)(segmented))
+                write_or_tell(path, getattr(outputs, kind)(found))
+        self._enter(work, number, found.image, found.mask, seconds)
 
     def _write_file(self, work: Work) -> None:
         for frame in work.frames:  # Taken up before this, so that waiting for them ends.
@@ -310,81 +357,10 @@ class Job:
             yield np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
 
 
-# ---- Input and output ----------------------------------------------------------------------------
-
-
-def _check_outputs(config: ConfigDict) -> None:
-    unknown = set(config.outputs) - set(OUTPUTS)
-    if unknown or not config.outputs:
-        raise UserError(
-            f"config.predict.outputs is {','.join(map(str, config.outputs))!r}; choose among "
-            f"{', '.join(OUTPUTS)}"
-        )
-
-
-def _make_output(config: ConfigDict, listing: Listing) -> Path:
-    """The folder to write to, which can be written to and is apart from the input.
-
-    What a killed prediction has left half-written there is deleted.
-    """
-    given = config.output
-    if not given:
-        raise UserError("config.predict.output is empty; give the folder to write masks to")
-    output = Path(given).expanduser()
-    if inputs.would_be_hit(config.input, listing, output):
-        raise UserError(
-            f"config.predict.output={given} would write to the folder of the images; give another, "
-            "so that nothing there is overwritten and no mask is taken for an image"
-        )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if devices.is_first():
-            for folder in {output, *((output / each.name).parent for each in listing.inputs)}:
-                sweep(folder)
-        devices.barrier("swept")  # Before any process writes.
-        write_whole(output / ".writable", "")
-        (output / ".writable").unlink(missing_ok=True)  # Another process may be quicker.
-    except OSError as error:
-        raise UserError(
-            f"config.predict.output={given} cannot be written to ({error.strerror}); give another "
-            "folder"
-        ) from error
-    return output
-
-
-def _begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
-    """Says what is about to write to the folder, unless something else has written there before."""
-    path = output / "manifest.json"
-    made_by = {"model": model.name, "side": model.side, "scale": config.predict.scale}
-    if path.is_file() and not config.predict.overwrite:
-        before = read_json(path)
-        before = before if isinstance(before, dict) else {}  # It is of something else.
-        for key, value in made_by.items():
-            if before.get(key) != value:
-                raise UserError(
-                    f"{output} has what another prediction wrote ({key} {before.get(key)}, now "
-                    f"{value}); give another config.predict.output, or "
-                    "--config.predict.overwrite=True"
-                )
-    manifest = {**made_by, "version": tprnet_jax.__version__, "outputs": config.predict.outputs}
-    if devices.is_first():
-        _write_manifest(output, manifest)
-    return manifest
-
-
-def _end_manifest(manifest: dict, listing: Listing, records: list[dict], output: Path) -> None:
-    """Says what has become of each file."""
-    for record in filter(lambda record: "error" in record, records):
-        outputs = record.get("outputs", ())
-        record["outputs"] = [name for name in outputs if (output / name).is_file()]
-    manifest |= {
-        "files": sorted(records, key=lambda record: record["input"]),
-        "notes": listing.notes,
-        "problems": listing.problems,
-    }
-    if devices.is_first():
-        _write_manifest(output, manifest)
-
-
-def _write_manifest(output: Path, manifest: dict) -> None:
-    write_whole(output / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+def _timed(found: Iterable[Segmentation]) -> Iterator[tuple[Segmentation, float]]:
+    """Each, with the seconds since the one before."""
+    before = time.monotonic()
+    for each in found:
+        now = time.monotonic()
+        yield each, now - before
+        before = now

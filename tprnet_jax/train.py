@@ -259,10 +259,10 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
 
 def _earlier_report(config: ConfigDict, workdir: Path, manager) -> dict | None:
     """The report of a complete run, printed again, if it is what evaluating would give."""
-    path = evaluate.result_folder(config, workdir) / "metrics.json"
-    if not path.is_file():
+    folder = evaluate.result_folder(config, workdir)
+    if not all((folder / name).is_file() for name in ("metrics.json", "report.html")):
         return None
-    result = read_json(path)
+    result = read_json(folder / "metrics.json")
     step = checkpoints.step_of(manager, config.eval.checkpoint)
     if (result["step"], result["source"]) != (step, config.data.source):
         return None

@@ -94,19 +94,35 @@ def write_config(config: ConfigDict, workdir: Path, side: int | None = None) -> 
         workdir: Of the run.
         side: Longer side of the training images, pixels; None if that is not known.
     """
-    versions = {
+    resolved = {
+        "config": config.to_dict(),
+        "side": side,
+        "versions": _versions(),
+        "devices": _devices(),
+    }
+    write_whole(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def about(config: ConfigDict) -> dict[str, dict[str, str]]:
+    """Configuration and versions as tables of names and values, by title."""
+    fields = flatten_dict(config.to_dict(), sep=".")
+    return {
+        "Configuration": {f"config.{name}": str(value) for name, value in fields.items()},
+        "Versions and devices": _versions() | {"devices": ", ".join(_devices())},
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
         "tprnet-jax": tprnet_jax.__version__,
         "python": platform.python_version(),
         "opencv": cv2.__version__,  # Installed under several names.
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    resolved = {
-        "config": config.to_dict(),
-        "side": side,
-        "versions": versions,
-        "devices": [device.device_kind for device in jax.devices()],
-    }
-    write_whole(workdir / "config.json", json.dumps(resolved, indent=2) + "\n")
+
+
+def _devices() -> list[str]:
+    return [device.device_kind for device in jax.devices()]
 
 
 def side(workdir: Path) -> int | None:

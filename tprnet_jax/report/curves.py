@@ -1,32 +1,63 @@
-"""The course of a training as one picture."""
+"""The course of a training as one picture, or as numbers for a page to draw."""
 
 import io
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-# Colours that the colour-blind can tell apart (Okabe and Ito 2008).
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9")
+from tprnet_jax.report import palette
+
+COLOURS = [palette.as_hex(colour) for colour in palette.SERIES]
 
 
-def draw(records: Sequence[dict]) -> bytes:
-    """Loss terms, learning rate, and the Dice of each stage, by step.
+class Plot(NamedTuple):
+    """One of the plots, by step.
+
+    Attributes:
+        title: What its values are.
+        lines: For each name, its points (step, value).
+    """
+
+    title: str
+    lines: dict[str, list[tuple[int, float]]]
+
+
+def read(path: Path) -> list[dict]:
+    """The whole lines of a `metrics.jsonl`; none of a run that was not trained."""
+    lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plots(records: Sequence[dict]) -> list[Plot]:
+    """Loss terms, learning rate, and the Dice of each stage.
 
     Args:
         records: The lines of `metrics.jsonl`, in their order.
+    """
+    train = [r for r in records if r["split"] == "train" and "loss" in r]
+    held_out = [r for r in records if r["split"] != "train"]
+    split = held_out[-1]["split"] if held_out else "validation"
+    return [
+        _plot("Loss", train, [key for key in _keys(train) if key.startswith("loss")]),
+        _plot("Learning rate", train, ["learning_rate"]),
+        _plot(f"Dice ({split})", held_out, [k for k in _keys(held_out) if k.endswith("_dice")]),
+    ]
+
+
+def draw(records: Sequence[dict]) -> bytes:
+    """The `plots` of these records.
 
     Returns:
         A PNG file.
     """
-    train = [r for r in records if r["split"] == "train" and "loss" in r]
-    held_out = [r for r in records if r["split"] != "train"]
     figure = Figure(figsize=(9, 9), layout="constrained")
-    loss, rate, dice = figure.subplots(3, 1, sharex=True)
-    _lines(loss, train, [key for key in _keys(train) if key.startswith("loss")], "Loss")
-    _lines(rate, train, ["learning_rate"], "Learning rate")
-    stages = [key for key in _keys(held_out) if key.endswith("_dice")]
-    _lines(dice, held_out, stages, f"Dice ({held_out[-1]['split'] if held_out else 'validation'})")
-    dice.set_xlabel("Step")
+    every = figure.subplots(3, 1, sharex=True)
+    for axes, plot in zip(every, plots(records), strict=True):
+        _draw(axes, plot)
+    every[-1].set_xlabel("Step")
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=100)
     return picture.getvalue()
@@ -37,12 +68,16 @@ def _keys(records: Iterable[dict]) -> list[str]:
     return list(dict.fromkeys(key for record in records for key in record))
 
 
-def _lines(axes, records: Sequence[dict], keys: Sequence[str], title: str) -> None:
-    for key, colour in zip(keys, COLOURS, strict=False):
-        points = [(record["step"], record[key]) for record in records if key in record]
+def _plot(title: str, records: Sequence[dict], keys: Iterable[str]) -> Plot:
+    return Plot(title, {k: [(r["step"], r[k]) for r in records if k in r] for k in keys})
+
+
+def _draw(axes, plot: Plot) -> None:
+    for (name, points), colour in zip(plot.lines.items(), COLOURS, strict=False):
         marker = "o" if len(points) < 50 else None
-        axes.plot(*zip(*points, strict=True), color=colour, label=key, marker=marker, markersize=3)
-    axes.set_ylabel(title)
+        columns = zip(*points, strict=True) if points else ([], [])
+        axes.plot(*columns, color=colour, label=name, marker=marker, markersize=3)
+    axes.set_ylabel(plot.title)
     axes.grid(alpha=0.3)
-    if len(keys) > 1:
-        axes.legend(fontsize="small", ncols=len(keys))
+    if len(plot.lines) > 1:
+        axes.legend(fontsize="small", ncols=len(plot.lines))

@@ -1,4 +1,4 @@
-"""Pictures of masks on angiograms, as RGB arrays, in the colours of the paper's Fig. 2."""
+"""Pictures of masks on angiograms, as RGB arrays, in the sense of the paper's Fig. 2."""
 
 import math
 from collections.abc import Sequence
@@ -7,11 +7,12 @@ import cv2
 import numpy as np
 
 from tprnet_jax.report import metrics
-
-TRUE_POSITIVE = (255, 255, 255)
-FALSE_POSITIVE = (235, 50, 40)
-FALSE_NEGATIVE = (45, 105, 255)
-PREDICTION = (255, 190, 0)
+from tprnet_jax.report.palette import (
+    FALSE_NEGATIVE,
+    FALSE_POSITIVE,
+    PREDICTION,
+    TRUE_POSITIVE,
+)
 
 _MIN_TILE = 256  # Labels cannot be read on less.
 _BACKGROUND = (24, 24, 24)
@@ -28,8 +29,8 @@ def overlay(
 ) -> np.ndarray:
     """A predicted mask drawn on its angiogram.
 
-    With the truth, true positives are white, false positives red and false negatives blue on the
-    darkened angiogram. Without it, the predicted vessels are tinted and outlined.
+    With the truth, true positives are white, false positives vermillion and false negatives sky
+    blue on the darkened angiogram. Without it, the predicted vessels are tinted and outlined.
 
     Args:
         image: Float (height, width) in [0, 1].

@@ -24,14 +24,15 @@ from scipy.signal import savgol_filter
 from scipy.spatial.distance import cdist
 from skimage.measure import find_contours
 
+from tprnet_jax.report.palette import SKY_BLUE, VERMILLION, YELLOW
 from tprnet_jax.report.skeleton import Edge, kinds_of, length, skeleton_graph
 
 SEAM = 16  # Pixels of the largest hole that is no ring: seams of ARCADE's polygons have up to 13.
 CLEAR = {"junction": 2.0, "end": 0.6, "loop": 0.0}  # Radii from a node to where walls are clean.
 WINDOW = 21  # Pixels over which axes and radii are smoothed.
 STEM = 10  # Pixels from an axis' end to where smoothing has settled.
-LINE = (86, 180, 233)  # RGB, of a branch.
-DOTS = {"end": (240, 228, 66), "junction": (213, 94, 0), "loop": (213, 94, 0)}
+LINE = SKY_BLUE  # Of a branch.
+DOTS = {"end": YELLOW, "junction": VERMILLION, "loop": VERMILLION}
 
 _MARGIN = 3  # Pixels of background, in which rays end: even around nothing more than a seam.
 _STRIDE = 0.5  # Pixels between the samples of a ray.
@@ -100,7 +101,7 @@ def vessel_tree(mask: np.ndarray, spacing: tuple[float, float] | None = None) ->
 
 
 def draw_tree(picture: np.ndarray, tree: dict[str, Any]) -> np.ndarray:
-    """A tree on its picture, in colours of Okabe and Ito that colour-blind readers tell apart.
+    """A tree on its picture.
 
     Args:
         picture: RGB, uint8 (height, width, 3), of the mask's height and width.

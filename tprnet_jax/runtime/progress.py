@@ -118,8 +118,8 @@ class Progress:
         }
         self._write({"step": step, "split": split, **values})
         if devices.is_first():
-            lines = (self.workdir / "metrics.jsonl").read_text().splitlines()
-            write_whole(self.workdir / "curves.png", curves.draw(list(map(json.loads, lines))))
+            records = curves.read(self.workdir / "metrics.jsonl")
+            write_whole(self.workdir / "curves.png", curves.draw(records))
         dice = "  ".join(f"{stage} {metrics['dice']:.4f}" for stage, metrics in means.items())
         name = "hold-out" if split == "holdout" else split
         say(f"step {step}: {name} Dice  {dice}")
