@@ -9,20 +9,13 @@ from ml_collections import config_flags
 from tprnet_jax.runtime import cli, devices
 from tprnet_jax.runtime.errors import UserError
 
-MODES = {
-    "train": "train",
-    "eval": "evaluate",
-    "predict": "predict",
-    "serve": "serve",
-    "ablate": "ablate",
-    "compare": "compare",
-    "convert": "convert",
-    "check": "check",
-    "benchmark": "benchmark",
-}
+MODES = (
+    *("train", "check", "eval", "predict", "serve", "convert", "export"),
+    *("ablate", "compare", "benchmark"),
+)
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, such as configs/tprnet.py")
-MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+MODE = flags.DEFINE_enum("mode", "train", MODES, "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; else runs/<configuration>.")
 CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -44,7 +37,7 @@ def main(_) -> None:
         cli.keep_compiled(CACHE.value)
         devices.join(COORDINATOR.value, PROCESSES.value, PROCESS.value)
         cli.check_devices()
-        mode = importlib.import_module(f"tprnet_jax.{MODES[MODE.value]}")
+        mode = importlib.import_module(f"tprnet_jax.{MODE.value.replace('eval', 'evaluate')}")
         logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
         mode.run(CONFIG.value, cli.workdir(WORKDIR.value))
     except (UserError, OSError) as error:
