@@ -65,15 +65,15 @@ class NNUNet(nn.Module):
 
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
         """Names in the state dict of nnU-Net's class; the first one is always there."""
-        part = path[0].split("_")
-        if self.variant == "plain" or part[0] not in ("stem", "encoder"):
+        part, *numbers = path[0].split("_")
+        if self.variant == "plain" or part not in ("stem", "encoder"):
             yield from unet.torch_names(path, len(self.channels))
             return
         for owner in ("encoder", "decoder.encoder"):
-            if part[0] == "stem":
+            if part == "stem":
                 yield from unet.block_names(f"{owner}.stem.convs.0", path[1:])
             else:
-                stage, block = map(int, part[1:])
+                stage, block = map(int, numbers)
                 stem = f"{owner}.stages.{stage}.blocks.{block}"
                 yield from residual_names(stem, path[1:], _stride(stage, block))
 
