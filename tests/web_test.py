@@ -15,7 +15,6 @@ import pytest
 
 from tprnet_jax.runtime.errors import UserError
 
-pytest.importorskip("uvicorn", reason='needs pip install -e ".[serve]"')
 web = pytest.importorskip("tprnet_jax.runtime.web", reason='needs pip install -e ".[serve]"')
 
 MOST = 100_000

@@ -26,8 +26,11 @@ async function segment(given) {
   say(`Reading ${given.name}`);
   try {
     const answer = await send(given, signal);
-    for await (const line of lines(answer.body)) receive(line);
-    finish();
+    for await (const line of lines(answer.body)) {
+      if (signal.aborted) return;
+      receive(line);
+    }
+    if (!signal.aborted) finish();
   } catch (error) {
     if (!signal.aborted) tell(error.message);
   }
@@ -39,21 +42,21 @@ function tooLarge({ name }) {
 }
 
 async function send(given, signal) {
-  const options = { method: "POST", body: given, signal };
-  const answer = await fetch(`segment?name=${encodeURIComponent(given.name)}`, options).catch(() => {
-    throw new Error(`${given.name} is no file that can be read, or the server has ended; see there`);
+  const path = `segment?name=${encodeURIComponent(given.name)}`;
+  const answer = await fetch(path, { method: "POST", body: given, signal }).catch(() => {
+    throw new Error(`${given.name} cannot be read, or the server has ended; see its terminal`);
   });
   if (answer.ok) return answer;
   const { error } = await answer.json().catch(() => ({}));
-  throw new Error(error ?? `the server answers ${answer.status}; see there`);
+  throw new Error(error ?? `the server answers ${answer.status}; see its terminal`);
 }
 
 async function* lines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let parts = [];
   for (;;) {
-    const { done, value } = await reader.read();
-    if (done) return;
+    const { done, value } = await reader.read().catch(() => ({ done: true }));
+    if (done) return; // Or cut off.
     const [rest, ...others] = value.split("\n");
     parts.push(rest);
     for (const next of others) {
@@ -123,6 +126,9 @@ function facts({ size: [height, width], frames: count, spacing_mm: spacing }) {
 }
 
 function finish() {
+  if (frames.length < file.frames) {
+    throw new Error(`the server has ended at frame ${frames.length + 1}; see its terminal`);
+  }
   $("progress").hidden = true;
   const areas = frames.map(({ totals }) => totals.area);
   const largest = Math.max(...areas);
@@ -184,9 +190,9 @@ function showTotals({ branches, length, length_mm, area, area_mm2, share }) {
     "Vessel area": `${area} pixels${inMm(area_mm2, "mm\u00b2")}`,
     "Of the image": `${(100 * share).toFixed(1)} %`,
   };
-  $("totals").replaceChildren(
-    ...Object.entries(values).flatMap(([name, value]) => [element("dt", name), element("dd", value)]),
-  );
+  $("totals").replaceChildren(...Object.entries(values).flatMap(([name, value]) => {
+    return [element("dt", name), element("dd", value)];
+  }));
 }
 
 function showBranches({ edges, spacing_mm: spacing }) {
