@@ -10,7 +10,7 @@ from tprnet_jax.report import html, palette, pictures
 from tprnet_jax.report.curves import Plot
 
 sync_api = pytest.importorskip("playwright.sync_api")
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to open pages in")
 
 NAMES = ["b.png", "a.png", "<b>c.png"]
