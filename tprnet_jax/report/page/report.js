@@ -20,8 +20,8 @@ function fillMeans() {
 function meansTable(columns) {
   const heads = columns.map((column) => {
     const count = data.counts[column.name]; // Of images on which it is defined.
-    return element("th", { scope: "col", title: column.words }, `${column.label} ${column.better}`,
-      ...(count === undefined ? [] : [element("small", {}, ` ${count} images`)]));
+    return element("th", { scope: "col", title: column.words }, `${column.label}\u00a0${column.better}`,
+      ...(count === undefined ? [] : [element("small", {}, `${count} images`)]));
   });
   return element("table", { class: "means" },
     element("thead", {}, element("tr", {}, element("td"), ...heads)),
