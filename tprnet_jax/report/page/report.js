@@ -20,7 +20,7 @@ function fillMeans() {
 function meansTable(columns) {
   const heads = columns.map((column) => {
     const count = data.counts[column.name]; // Of images on which it is defined.
-    return element("th", { scope: "col", title: column.words }, `${column.label}\u00a0${column.better}`,
+    return element("th", { scope: "col", title: column.words }, `${column.label} ${column.better}`,
       ...(count === undefined ? [] : [element("small", {}, `${count} images`)]));
   });
   return element("table", { class: "means" },
