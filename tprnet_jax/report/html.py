@@ -22,7 +22,15 @@ _PAGE = Path(__file__).parent / "page"
 _SCRIPTS = ("dom.js", "charts.js", "table.js", "viewer.js", "report.js")
 _POINTS = 400  # Of a curve, at most.
 # What a page need not have.
-_NOTHING = {"means": None, "interval": {}, "errors": {}, "notes": [], "plots": [], "details": {}}
+_NOTHING = {
+    "means": None,
+    "interval": {},
+    "counts": {},
+    "errors": {},
+    "notes": [],
+    "plots": [],
+    "details": {},
+}
 
 
 class Column(NamedTuple):
@@ -106,6 +114,7 @@ def evaluation(
             "words": _words(result),
             "stages": [{"name": stage, "label": STAGES[stage]} for stage in stages],
             "columns": [column._asdict() for column in columns],
+            "counts": result.get("counts", {}),
             "means": {
                 stage: {name: _plain(value) for name, value in result[stage].items()}
                 for stage in stages

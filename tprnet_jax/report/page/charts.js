@@ -2,7 +2,8 @@
 function whenResized(container, draw) {
   let width = 0;
   new ResizeObserver(() => {
-    if (container.clientWidth === width) return;
+    // A page that is hidden or left has no width.
+    if (!container.clientWidth || container.clientWidth === width) return;
     width = container.clientWidth;
     draw(width);
   }).observe(container);

@@ -18,7 +18,11 @@ function fillMeans() {
 }
 
 function meansTable(columns) {
-  const heads = columns.map((column) => element("th", { scope: "col", title: column.words }, `${column.label} ${column.better}`));
+  const heads = columns.map((column) => {
+    const count = data.counts[column.name]; // Of images on which it is defined.
+    return element("th", { scope: "col", title: column.words }, `${column.label} ${column.better}`,
+      ...(count === undefined ? [] : [element("small", {}, `${count} images`)]));
+  });
   return element("table", { class: "means" },
     element("thead", {}, element("tr", {}, element("td"), ...heads)),
     element("tbody", {}, ...data.stages.map(({ name, label }, series) => element("tr", {},
