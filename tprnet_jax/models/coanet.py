@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from tprnet_jax.models import connectivity, resnet, weights
+from tprnet_jax.models.aspp import ASPP, he_normal
 from tprnet_jax.models.parts import (
     BatchNorm,
     Conv3,
@@ -19,8 +20,6 @@ from tprnet_jax.models.parts import (
     upsample_nearest,
 )
 
-he_normal = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-DILATIONS = (12, 24, 36)  # Of the ASPP.
 REACH = 4  # Pixels that a strip sees to either side.
 # Steps of row and column from a tap of each strip to the next, and how its kernel lies in PyTorch.
 STRIPS = {
@@ -98,45 +97,6 @@ class CoANet(nn.Module):
             if not self.auxiliary and tensor.path[0] == "connect" and "seg" not in tensor.path[1]:
                 idle[tensor.names[0]] = tensor.shape
         return idle
-
-
-class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling (Chen et al. 2017): one map at several dilations, merged."""
-
-    features: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        """Maps `(batch, height, width, any)` to `(batch, height, width, features)`."""
-        seen = [Atrous(self.features, 0, self.dtype, name="aspp1")(x, train)]
-        for number, dilation in enumerate(DILATIONS, start=2):
-            branch = Atrous(self.features, dilation, self.dtype, name=f"aspp{number}")
-            seen.append(branch(x, train))
-        mean = x.mean(axis=(1, 2), keepdims=True)
-        mean = _conv1(mean, self.features, self.dtype, "global_avg_pool_1")
-        mean = nn.relu(BatchNorm(name="global_avg_pool_2")(mean, train))
-        seen.append(jnp.broadcast_to(mean, seen[0].shape))
-        x = _conv1(jnp.concatenate(seen, axis=-1), self.features, self.dtype, "conv1")
-        x = nn.relu(BatchNorm(name="bn1")(x, train))
-        return nn.Dropout(0.5, deterministic=not train)(x)
-
-
-class Atrous(nn.Module):
-    """Convolution, 1x1 without dilation and 3x3 with, normalisation and ReLU."""
-
-    features: int
-    dilation: int
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x, train: bool):
-        """Maps `(batch, height, width, any)` to `(batch, height, width, features)`."""
-        if self.dilation:
-            x = _conv3(x, self.features, self.dilation, self.dtype, "atrous_conv", use_bias=False)
-        else:
-            x = _conv1(x, self.features, self.dtype, "atrous_conv")
-        return nn.relu(BatchNorm(name="bn")(x, train))
 
 
 class Decoder(nn.Module):
@@ -223,17 +183,40 @@ class Strip(nn.Module):
         kernel = self.param("kernel", he_normal, (*self.shape, channels, self.features))
         bias = self.param("bias", uniform_bias(kernel.size // self.features), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
-        taps = kernel.reshape(-1, self.features)
-        return _along(x, self.step) @ taps + bias.reshape(1, 1, 1, -1)
+        taps = kernel.reshape(-1, channels, self.features)
+        return convolve_along(x, taps, self.step) + bias.reshape(1, 1, 1, -1)
 
 
-def _along(x: jax.Array, step: tuple[int, int]) -> jax.Array:
-    """The nine pixels along a line through each pixel, `(batch, height, width, 9 channels)`."""
-    height, width = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (REACH, REACH), (REACH, REACH), (0, 0)))
-    firsts = [[REACH + tap * s for s in step] for tap in range(-REACH, REACH + 1)]
-    shifted = [padded[:, row : row + height, column : column + width] for row, column in firsts]
-    return jnp.concatenate(shifted, axis=-1)
+def convolve_along(x: jax.Array, taps: jax.Array, step: tuple[int, int]) -> jax.Array:
+    """Convolution of the nine pixels along a line through each one, with zeros outside.
+
+    Row after row, with zeros in between, pixels of a line are equally far apart; in rows of that
+    many pixels they are a column. So any line is a convolution along columns.
+
+    Args:
+        x: `(batch, height, width, channels)`.
+        taps: `(9, channels, features)`, of the same type.
+        step: Rows and columns from one pixel of the line to the next.
+
+    Returns:
+        `(batch, height, width, features)`.
+    """
+    batch, height, width, channels = x.shape
+    length = width + REACH
+    stride = step[0] * length + step[1]
+    if stride < 0:
+        stride, taps = -stride, taps[::-1]
+    pixels = jnp.pad(x, ((0, 0), (0, 0), (0, REACH), (0, 0))).reshape(batch, -1, channels)
+    pixels = jnp.pad(pixels, ((0, 0), (0, -pixels.shape[1] % stride), (0, 0)))
+    lines = jax.lax.conv_general_dilated(
+        pixels.reshape(batch, -1, stride, channels),
+        taps[:, None],
+        window_strides=(1, 1),
+        padding=((REACH, REACH), (0, 0)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    lines = lines.reshape(batch, -1, taps.shape[-1])[:, : height * length]
+    return lines.reshape(batch, height, length, -1)[:, :, :width]
 
 
 class Heads(nn.Module):

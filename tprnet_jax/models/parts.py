@@ -77,21 +77,23 @@ class Conv3(nn.Module):
         channels = x.shape[-1]
         kernel = self.param("kernel", self.kernel_init, (3, 3, channels, self.features))
         x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
-        x = _convolve_dilated(x, kernel, self.stride, self.dilation)
+        if self.dilation == 1:
+            x = layers.convolve(x, kernel, self.stride)
+        else:
+            x = _convolve_dilated(x, kernel, self.dilation)
         if not self.use_bias:
             return x
         bias = self.param("bias", uniform_bias(9 * channels), (self.features,))
         return x + bias.astype(x.dtype).reshape(1, 1, 1, -1)
 
 
-def _convolve_dilated(x: jax.Array, kernel: jax.Array, stride: int, dilation: int) -> jax.Array:
+def _convolve_dilated(x: jax.Array, kernel: jax.Array, dilation: int) -> jax.Array:
     """`layers.convolve` with `dilation` - 1 pixels between those that the kernel sees.
 
     Pixels that agree in row and column modulo `dilation` see only one another, as images of their
-    own; zeros that fill the last ones up are the border's.
+    own; what fills the last ones up is as zero as the border. XLA's dilated convolution gives the
+    same, but on GPUs its gradient is that of a kernel as large as the image.
     """
-    if dilation == 1:
-        return layers.convolve(x, kernel, stride)
     batch, height, width, channels = x.shape
     rows, columns = (-(-side // dilation) for side in (height, width))
     below, right = rows * dilation - height, columns * dilation - width
