@@ -126,18 +126,24 @@ class BatchNorm(nn.Module):
             "mean": self.param("mean", nn.initializers.zeros_init(), shape),
             "var": self.param("var", nn.initializers.ones_init(), shape),
         }
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if not train or x.size == x.shape[-1]:
-            return _normalised(wide, lax.stop_gradient(running), scale, bias).astype(x.dtype)
-        mean = wide.mean(axis=(0, 1, 2))
-        of_batch = {"mean": mean, "var": jnp.square(wide - _row(mean)).mean(axis=(0, 1, 2))}
-        y = _normalised(wide, of_batch, scale, bias).astype(x.dtype)
+            return _normalised(x, lax.stop_gradient(running), scale, bias)
+        y, of_batch = _normalised_by_batch(x, scale, bias)
         return _follow(y, running, lax.stop_gradient(of_batch))
 
 
+@jax.checkpoint  # Of the activations, the gradient keeps those before alone.
+def _normalised_by_batch(x, scale, bias):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = wide.mean(axis=(0, 1, 2))
+    of_batch = {"mean": mean, "var": jnp.square(wide - _row(mean)).mean(axis=(0, 1, 2))}
+    return _normalised(x, of_batch, scale, bias), of_batch
+
+
 def _normalised(x, statistics, scale, bias):
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     rate = scale * lax.rsqrt(statistics["var"] + EPSILON)
-    return (x - _row(statistics["mean"])) * _row(rate) + _row(bias)
+    return ((wide - _row(statistics["mean"])) * _row(rate) + _row(bias)).astype(x.dtype)
 
 
 def _row(channels):
