@@ -39,7 +39,7 @@ def _run(*arguments, **variables):
         ),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
-            "one of <train|eval|predict|ablate|convert|check|benchmark>",
+            "one of <train|eval|predict|ablate|convert|export|check|benchmark>",
         ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
@@ -159,6 +159,7 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
         (["--workdir=RUN/model.npz"], ["--config=RUN/model.npz", "--workdir=RUN/model.npz"]),
         (["--mode=train"], ["--mode=train"]),
         (["--mode=predict"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=predict"]),
+        (["--mode=export"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=export"]),
     ],
 )
 def test_which_configuration_is_meant_without_one(tmp_path, monkeypatch, given, with_config):

@@ -162,6 +162,9 @@ FIELDS = {
         "input": "",  # A PyTorch checkpoint to import into the workdir.
         "output": "",  # Or the file to export the workdir's checkpoint to; or NAME.npz, a model.
     },
+    "export": {
+        "output": "",  # The file to write the cascade to, for programs without this package.
+    },
     "ablate": {
         "seeds": (0,),  # Each ablation is trained with each of them.
     },
@@ -246,7 +249,10 @@ def check(config: ConfigDict) -> None:
         )
     _check_augmentation(config.augment)
     _check_branches(config.model, config.train.remat)
-    _check_topology(config)
+    if config.topology == "device":
+        check_on_device(
+            config.model, "config.topology is 'device'", "set config.topology to 'host'"
+        )
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
             f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
@@ -286,14 +292,21 @@ def _check_augmentation(fields: ConfigDict) -> None:
             )
 
 
-def _check_topology(config: ConfigDict) -> None:
-    if config.topology == "host":
-        return
+def check_on_device(model: ConfigDict, wanted: str, mend: str) -> None:
+    """Checks that the topology stage of a model can be on the device.
+
+    Args:
+        model: `config.model`.
+        wanted: What puts it there, as a clause.
+        mend: What to do where it cannot, as a clause.
+
+    Raises:
+        UserError: It cannot.
+    """
     for field, only in (("centreline", "skeletonize"), ("first_point", "centroid")):
-        if (given := config.model[field]) != only:
+        if (given := model[field]) != only:
             raise UserError(
-                f"config.topology is 'device', which has no model.{field}={given!r}, only "
-                f"{only!r}; set config.topology to 'host'"
+                f"{wanted}, which has no model.{field}={given!r}, only {only!r}; {mend}"
             )
 
 

@@ -15,6 +15,7 @@ MODES = {
     "predict": "predict",
     "ablate": "ablate",
     "convert": "convert",
+    "export": "export",
     "check": "check",
     "benchmark": "benchmark",
 }

@@ -53,6 +53,7 @@ FREE = (
     "eval.",
     "predict.",
     "convert.",
+    "export.",
     "ablate.",
     "benchmark.",
 )

@@ -96,11 +96,11 @@ class Cascade:
 
     def window_in(self, image: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the local window in an image of this height and width."""
-        return min(self.window, image[0]), min(self.window, image[1])
+        return tuple(jax.core.min_dim(self.window, side) for side in image)
 
     def patch_in(self, image: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a patch in an image of this height and width."""
-        return min(self.patch, image[0]), min(self.patch, image[1])
+        return tuple(jax.core.min_dim(self.patch, side) for side in image)
 
 
 class ToSample(NamedTuple):

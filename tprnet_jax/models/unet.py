@@ -160,8 +160,14 @@ def _decode(net: UNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
 
 
 def _pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
-    rows, columns = (-side % multiple for side in x.shape[1:3])
+    rows, columns = (missing(side, multiple) for side in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+
+
+def missing(size: int, multiple: int) -> int:
+    """What a size lacks to the next multiple of a number."""
+    # Not -size % multiple: of that, JAX cannot tell that symbolic sizes then divide.
+    return -(-size // multiple) * multiple - size
 
 
 def _fold(x: jax.Array, side: int) -> jax.Array:

@@ -35,6 +35,8 @@ Modes, each with an example:
              --mode=predict --config.predict.input=IMAGES --config.predict.output=MASKS
   convert    import PyTorch weights or a model file, or export a run to either
              --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
+  export     write the model that comes along, or that of a --workdir, as a program of JAX alone
+             --mode=export --config.export.output=tprnet.stablehlo
   ablate     train the ablations of the paper's Table II
              --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
   benchmark  time inference and training on this machine
@@ -115,12 +117,12 @@ def parse(argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
-    To predict, the model that comes along serves where there is neither.
+    To predict and to export, the model that comes along serves where there is neither.
     """
     if _given(argv, "config") is not None:
         return argv
     workdir = _given(argv, "workdir")
-    if workdir is None and _given(argv, "mode") == "predict":
+    if workdir is None and _given(argv, "mode") in ("predict", "export"):
         workdir = str(model_file.SHIPPED)
         argv = [argv[0], f"--workdir={workdir}", *argv[1:]]
     path = Path(workdir or "").expanduser()
