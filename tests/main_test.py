@@ -39,7 +39,7 @@ def _run(*arguments, **variables):
         ),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
-            "one of <train|eval|predict|ablate|convert|check|benchmark>",
+            "one of <train|eval|predict|ablate|convert|export|check|benchmark>",
         ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
@@ -90,7 +90,7 @@ def test_help_says_what_each_mode_does_and_where_the_fields_are():
     assert len(examples) == len(main.MODES)
     named = re.findall(r"--config=(configs/\S+)", done.stdout)
     assert all((Path(__file__).parents[1] / example).is_file() for example in named)
-    assert "tprnet_jax/config.py" in done.stdout
+    assert "tprnet_jax/fields.py" in done.stdout
     assert "--coordinator" in done.stdout
 
 
@@ -160,6 +160,7 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
         (["--mode=train"], ["--mode=train"]),
         (["--mode=predict"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=predict"]),
         (["--mode=serve"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=serve"]),
+        (["--mode=export"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=export"]),
     ],
 )
 def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):

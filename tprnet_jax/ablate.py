@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
 from tprnet_jax import train
+from tprnet_jax.fields import FIELDS
 from tprnet_jax.method.cascade import BRANCHES
 from tprnet_jax.report.tables import COLUMNS, grid, number
 from tprnet_jax.runtime.errors import UserError
@@ -59,7 +60,7 @@ def _check(config: ConfigDict) -> None:
             f"config.model.branches is {branches}, but --mode=ablate leaves out branches by "
             f"itself; let it be {BRANCHES}"
         )
-    _, low, high = configuration.FIELDS["seed"]
+    _, low, high = FIELDS["seed"]
     usable = all(type(seed) is int and low <= seed <= high for seed in seeds)
     if not seeds or not usable or len(set(seeds)) < len(seeds):
         raise UserError(

@@ -94,8 +94,8 @@ def write_model(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path)
     params, step = restore(config, workdir, cascade)
     shared = config.copy_and_resolve_references()
     shared.data.source = shared.data.dir = shared.train.start_from = ""  # Of one machine alone.
-    for part in (shared.predict, shared.convert):
-        part.input = part.output = ""
+    shared.predict.input = shared.predict.output = ""
+    shared.convert.input = shared.convert.output = shared.export.output = ""
     about = {
         "name": f"TPRNet {path.stem}, step {step}",
         "side": side(workdir),

@@ -54,6 +54,7 @@ FREE = (
     "predict.",
     "serve.",
     "convert.",
+    "export.",
     "ablate.",
     "compare.",
     "benchmark.",

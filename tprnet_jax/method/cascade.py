@@ -5,9 +5,8 @@
       │                     host (NumPy): centreline ─► farthest points ─► patch origins
       └─► crop and stack ─► FocalNet ─► M3 ─► reconstruct ─► M4 ─► refinement ─► final (jitted)
 
-The functions on the device are pure: parameters and arrays in, arrays out. The patches of a whole
-batch pass through FocalNet in chunks of one fixed size, so neither the batch's images nor their
-number of patches ever changes a shape.
+The functions on the device are pure, and their shapes do not change: the patches of a whole batch,
+however many, pass through FocalNet in chunks of one size.
 """
 
 import dataclasses
@@ -96,11 +95,11 @@ class Cascade:
 
     def window_in(self, image: tuple[int, int]) -> tuple[int, int]:
         """Height and width of the local window in an image of this height and width."""
-        return min(self.window, image[0]), min(self.window, image[1])
+        return tuple(jax.core.min_dim(self.window, side) for side in image)
 
     def patch_in(self, image: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a patch in an image of this height and width."""
-        return min(self.patch, image[0]), min(self.patch, image[1])
+        return tuple(jax.core.min_dim(self.patch, side) for side in image)
 
 
 class ToSample(NamedTuple):
@@ -145,9 +144,8 @@ class Stages(Protocol):
 def forward(stages: Stages, images: jax.Array) -> Generator[ToSample, Any, Any]:
     """TPRNet, stage after stage (Fig. 1).
 
-    A generator, so that whoever runs it can do other work while the topology stage is on the host:
-    it yields the mask to sample, is sent the patches on its centreline, and returns what the
-    refinement gives. `run` runs it to its end.
+    A generator, so that other work can be done while the topology stage is on the host: it yields
+    the mask to sample, is sent the patches on its centreline, and returns what `refine` gives.
 
     Args:
         stages: How each is computed.
@@ -182,8 +180,7 @@ def finish(steps: Generator, patches: Any) -> Any:
 def init(cascade: Cascade, key: jax.Array) -> dict:
     """Parameters of every branch, by its name.
 
-    A branch's parameters depend on the key and the branch alone, so an ablation starts from the
-    very weights of the full cascade.
+    They depend on the key and the branch alone, so an ablation starts from the very same weights.
     """
     params = {}
     for name, net in cascade.networks.items():
@@ -346,8 +343,7 @@ def chunks(
 def focal_logits(cascade: Cascade, params: dict, seen: jax.Array, patches: Patches) -> jax.Array:
     """FocalNet on a chunk of patches: logits `(chunk, *patch, 2)`, M3 (Eq. 5).
 
-    Patches are cut from the whole of what is seen (`focal_input`), so that those at the window's
-    border see past it.
+    Patches are cut from all that is seen, so that those at the window's border see past it.
     """
     stack = windows.stack_patches(seen, patches, cascade.patch_in(seen.shape[1:3]))
     return cascade.focal_net.apply({"params": params["focal"]}, stack)

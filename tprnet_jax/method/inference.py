@@ -31,6 +31,7 @@ from tprnet_jax.method.cascade import (
     sampling_mask,
 )
 from tprnet_jax.method.windows import Patches
+from tprnet_jax.models.parts import missing
 
 
 class Job(NamedTuple):
@@ -260,9 +261,9 @@ class OneProgram(Jitted):
         """Chunk after chunk, as many as there are patches."""
         cascade, (all_patches, count) = self.cascade, patches
         batch, *image, _ = seen.shape
-        missing = -len(all_patches.owner) % cascade.chunk
-        owner = jnp.pad(all_patches.owner, (0, missing), constant_values=batch)
-        slots = Patches(owner, jnp.pad(all_patches.origin, ((0, missing), (0, 0))))
+        empty = missing(all_patches.owner.shape[0], cascade.chunk)
+        owner = jnp.pad(all_patches.owner, (0, empty), constant_values=batch)
+        slots = Patches(owner, jnp.pad(all_patches.origin, ((0, empty), (0, 0))))
 
         def lay_chunk(state):
             start, canvas = state

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 
 class Patches(NamedTuple):
@@ -79,10 +78,9 @@ def valid_origin(centre: jax.Array, window: tuple[int, int], image: tuple[int, i
 
     Takes and returns NumPy or JAX integers alike.
     """
-    aligned = (1,) * (centre.ndim - 1) + (2,)
-    half = np.floor_divide(window, 2).reshape(aligned)
-    last = np.subtract(image, window).reshape(aligned)
-    return (centre - half).clip(0, last)
+    sides = enumerate(zip(window, image, strict=True))
+    axes = [(centre[..., axis] - side // 2).clip(0, whole - side) for axis, (side, whole) in sides]
+    return centre.__array_namespace__().stack(axes, axis=-1)
 
 
 def crop(images: jax.Array, origin: jax.Array, window: tuple[int, int]) -> jax.Array:

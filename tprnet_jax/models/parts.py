@@ -174,8 +174,14 @@ def pad_to_multiple(x: jax.Array, multiple: int) -> jax.Array:
 
     Maps `(batch, height, width, channels)` to sides less than `multiple` longer.
     """
-    rows, columns = (-side % multiple for side in x.shape[1:3])
+    rows, columns = (missing(side, multiple) for side in x.shape[1:3])
     return jnp.pad(x, ((0, 0), (0, rows), (0, columns), (0, 0)), mode="edge")
+
+
+def missing(size: int, multiple: int) -> int:
+    """What a size lacks to the next multiple of a number."""
+    # Not -size % multiple: of that, JAX cannot tell that symbolic sizes then divide.
+    return -(-size // multiple) * multiple - size
 
 
 def upsample_bilinear(x: jax.Array) -> jax.Array:

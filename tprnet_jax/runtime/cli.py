@@ -40,6 +40,8 @@ Modes, each with an example:
              --mode=serve
   convert    import PyTorch weights or a model file, or export a run to either
              --config=configs/tprnet_released.py --mode=convert --config.convert.input=model_best.pth.tar
+  export     write the model that comes along, or that of a --workdir, as a program of JAX alone
+             --mode=export --config.export.output=tprnet.stablehlo
   ablate     train the ablations of the paper's Table II
              --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
   compare    the paper's Table I and Fig. 2 over evaluated runs
@@ -47,7 +49,7 @@ Modes, each with an example:
   benchmark  time inference and training on this machine
              --config=configs/tprnet.py --mode=benchmark
 
-Every FIELD is in tprnet_jax/config.py, with its default and its meaning. Several values stand between
+Every FIELD is in tprnet_jax/fields.py, with its default and its meaning. Several values stand between
 commas: --config.train.remat=global,local. The config.json of a run is a configuration file too.
 """  # noqa: E501
 
@@ -122,8 +124,8 @@ def parse(argv: list[str]) -> list[str]:
 def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
-    To predict or serve, the model that comes along does where there is neither; to compare runs,
-    the first one's configuration.
+    To predict, serve or export, the model that comes along does where there is neither; to compare
+    runs, the first one's configuration.
     """
     if _given(argv, "config") is not None:
         return argv
