@@ -1,12 +1,12 @@
 import json
 
+import golden_baselines
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from tests import golden_baselines
 from tprnet_jax.models import mamba
 from tprnet_jax.models.parts import torch_axes
 

@@ -12,8 +12,8 @@ from tprnet_jax.models.parts import EPSILON, TORCH_PARAMETERS, uniform_bias, uni
 STATES = 16  # Of each channel.
 _TAPS = 4
 _STEPS = (1e-3, 1e-1)  # Between which a layer's steps start.
-# Channels whose states a CPU's core keeps in its cache: one such group after the other takes a third
-# of the time of all at once. Tokens of a chunk: 32 to 512 take about the same time.
+# Channels whose states a CPU's core keeps in its cache: group after group takes a third of the time
+# of all at once. Tokens of a chunk: 32 to 512 take about the same time.
 _CPU_CHANNELS = 128
 _CPU_TOKENS = 128
 # States of a chunk elsewhere: large enough to occupy a GPU, and 16 MB in float32.
