@@ -233,5 +233,5 @@ def _global_net(model: ConfigDict) -> nn.Module:
     if model.global_auxiliary:
         fields["auxiliary"] = True
     if model.global_net == "umamba_enc":
-        fields["side"] = model.global_side
+        fields["size"] = tuple(model.global_size)
     return NETWORKS[model.global_net](**fields)

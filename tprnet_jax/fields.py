@@ -71,7 +71,7 @@ _MODEL = {
     # GlobalNet: TPRNet's own U-Net, or one of the networks that the paper compares with.
     "global_net": Choice("unet", tuple(NETWORKS)),
     "global_auxiliary": False,  # With the outputs that it only has in training, and their loss.
-    "global_side": Number(512, 1),  # Side of the images that "umamba_enc" is made for, pixels.
+    "global_size": (512, 512),  # Height and width of the images that "umamba_enc" is made for.
     # A stage each; of another network than "unet", these stand for those of its official code.
     "global_channels": (32, 64, 128, 256, 512, 512, 512, 512),
     "local_channels": (32, 64, 128, 256, 512, 512, 512),

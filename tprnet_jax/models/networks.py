@@ -9,6 +9,7 @@ from tprnet_jax.models.coanet import CoANet
 from tprnet_jax.models.dscnet import DSCNet
 from tprnet_jax.models.nnunet import NNUNet
 from tprnet_jax.models.resunet import ResUNet
+from tprnet_jax.models.umamba import UMamba
 from tprnet_jax.models.unet import UNet
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -20,6 +21,8 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "dscnet_pro": functools.partial(DSCNet, variant="pro"),
     "nnunet": NNUNet,
     "nnunet_resenc": functools.partial(NNUNet, variant="resenc"),
+    "umamba_bot": UMamba,
+    "umamba_enc": functools.partial(UMamba, variant="enc"),
 }
 
 
