@@ -20,8 +20,10 @@ PACKAGE = Path(tprnet_jax.__file__).parent
 SAVED = str(PACKAGE / "config.py")
 CONFIGS = (PACKAGE / "configs", PACKAGE.with_name("configs"))  # Of a wheel, of the repository.
 # Of modes that need none, the workdir unless one is given.
-_SHIPPED = str(model_file.SHIPPED)
-WORKDIRS = {"predict": _SHIPPED, "serve": _SHIPPED, "compare": os.path.join("runs", "compare")}
+WORKDIRS = {
+    **dict.fromkeys(("predict", "serve", "export"), str(model_file.SHIPPED)),
+    "compare": os.path.join("runs", "compare"),
+}
 USAGE = """tprnet --config=FILE [--mode=MODE] [--workdir=FOLDER] [--config.FIELD=VALUE ...]
 (the same as python -m tprnet_jax.main)
 
