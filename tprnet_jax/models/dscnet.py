@@ -27,7 +27,8 @@ VARIANTS = ("original", "pro")
 TAPS = 9  # Of a snake.
 REACH = TAPS // 2  # Taps on either side of its middle.
 _GROUP = 4  # Channels that are normalised together.
-_AXES = {"x": 2, "y": 1}  # By the way a snake goes.
+_AXES = {"x": 2, "y": 1}
+_ROWS = {"x": (TAPS, 1), "y": (1, TAPS)}  # A kernel's sides in PyTorch, which tells them apart.
 
 
 # ---- Snakes --------------------------------------------------------------------------------------
@@ -60,34 +61,35 @@ def _add_up(outwards: jax.Array, variant: str) -> jax.Array:
     return jnp.concatenate([sums[..., :-1], lax.stop_gradient(outwards[..., -1:])], axis=-1)
 
 
+@functools.partial(jax.checkpoint, static_argnums=(3, 4))
 def snake_convolution(
-    x: jax.Array, displacement: jax.Array, kernel: jax.Array, along: int, variant: str
+    x: jax.Array, displacement: jax.Array, kernel: jax.Array, axis: int, variant: str
 ) -> jax.Array:
-    """Convolution with taps in a row along one axis, each displaced along the other.
+    """Convolution with taps side by side along one axis, each displaced along the other.
 
-    Taps are added up one after the other, and sampled again for the gradient, so that there are
-    never more than one tap's samples in memory.
+    Taps are sampled and added up one after the other, and sampled again for the gradient, so that
+    memory never holds the samples of more than one.
 
     Args:
         x: `(batch, height, width, channels)`.
         displacement: `(batch, height, width, TAPS)`, pixels.
         kernel: `(TAPS, channels, features)`, of the type of `x`.
-        along: The axis along which the taps follow one another, 1 or 2.
+        axis: Along which the taps are side by side, 1 or 2.
         variant: "original" has zeros outside the image, "pro" its border pixels.
 
     Returns:
         `(batch, height, width, features)`, float32 at least.
     """
-    border = [(REACH, REACH) if axis == along else (0, 0) for axis in range(4)]
+    border = [(REACH, REACH) if other == axis else (0, 0) for other in range(4)]
     padded = jnp.pad(x, border, mode="edge" if variant == "pro" else "constant")
 
     @jax.checkpoint
     def product(number, displacement, weights):
-        values = lax.dynamic_slice_in_dim(padded, number, x.shape[along], along)
+        values = lax.dynamic_slice_in_dim(padded, number, x.shape[axis], axis)
         # Sampling and the product commute: first the one that leaves the fewer channels.
         if weights.shape[0] > weights.shape[1]:
-            return _sample(values @ weights, displacement, 3 - along, variant)
-        return _sample(values, displacement, 3 - along, variant) @ weights
+            return _sample(values @ weights, displacement, 3 - axis, variant)
+        return _sample(values, displacement, 3 - axis, variant) @ weights
 
     def add(total, tap):
         return total + product(*tap), None
@@ -121,7 +123,7 @@ def _sample(x: jax.Array, displacement: jax.Array, axis: int, variant: str) -> j
 
 # ---- Network -------------------------------------------------------------------------------------
 
-_GroupNorm = functools.partial(nn.GroupNorm, epsilon=EPSILON, use_fast_variance=False)
+_GroupNorm = functools.partial(nn.remat(nn.GroupNorm), epsilon=EPSILON, use_fast_variance=False)
 _BlockNorm = functools.partial(_GroupNorm, num_groups=None, group_size=_GROUP, name="norm")
 
 
@@ -152,13 +154,13 @@ class Snake(nn.Module):
 
     Attributes:
         features: Channels of the result.
-        way: The axis along which the taps follow one another, "x" or "y".
+        along: The axis along which the taps are side by side, "x" or "y".
         variant: See `DSCNet`.
         dtype: Type of the computation; offsets are float32 at least.
     """
 
     features: int
-    way: str
+    along: str
     variant: str = "original"
     dtype: Any = None
 
@@ -166,13 +168,12 @@ class Snake(nn.Module):
     def __call__(self, x, train: bool = False):
         """Returns the block's activations."""
         displacement = displacements(self._offsets(x, train), self.variant)
-        channels, along = x.shape[-1], _AXES[self.way]
-        row = (1, TAPS) if along == 1 else (TAPS, 1)  # As it is laid out in PyTorch.
-        kernel = self.param("kernel", uniform_kernel, (*row, channels, self.features))
+        channels = x.shape[-1]
+        kernel = self.param("kernel", uniform_kernel, (*_ROWS[self.along], channels, self.features))
         bias = self.param("bias", uniform_bias(TAPS * channels), (self.features,))
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         kernel = kernel.reshape(TAPS, channels, self.features)
-        x = snake_convolution(x, displacement, kernel, along, self.variant).astype(x.dtype)
+        x = snake_convolution(x, displacement, kernel, _AXES[self.along], self.variant)
         return nn.relu(_BlockNorm(dtype=self.dtype)(x + bias.reshape(1, 1, 1, -1)))
 
     def _offsets(self, x, train):
@@ -182,7 +183,7 @@ class Snake(nn.Module):
             x = _GroupNorm(num_groups=TAPS, name="offset_norm")(x)
         else:
             x = BatchNorm(name="offset_norm")(x, train)
-        return nn.tanh(x[..., :TAPS] if self.way == "x" else x[..., TAPS:])
+        return nn.tanh(x[..., :TAPS] if self.along == "x" else x[..., TAPS:])
 
 
 class Triple(nn.Module):
@@ -199,8 +200,8 @@ class Triple(nn.Module):
     def __call__(self, x, train: bool = False):
         """Returns the merged activations."""
         views = [ConvBlock(self.features, self.dtype, name="plain")(x)]
-        for way in _AXES:
-            snake = Snake(self.features, way, self.variant, self.dtype, name=f"along_{way}")
+        for along in _AXES:
+            snake = Snake(self.features, along, self.variant, self.dtype, name=f"along_{along}")
             views.append(snake(x, train))
         merge = ConvBlock(self.features, self.dtype, name="merge")
         return merge(jnp.concatenate(views, axis=-1))
@@ -271,42 +272,44 @@ class DSCNet(nn.Module):
         if path[0] == "head":
             yield f"out_conv.{parameter}"
             return
-        layer = path[2] if len(path) == 4 else "kernel"
-        names = {"conv": "conv", "norm": "gn", "offset": "offset_conv"}
-        names["offset_norm"] = "gn_offset" if self.variant == "pro" else "bn"
-        names["kernel"] = f"dsc_conv_{path[1][-1]}"
-        yield f"{_torch_block(*path[:2])}.{names[layer]}.{parameter}"
+        layer = {
+            "conv": "conv",
+            "norm": "gn",
+            "offset": "offset_conv",
+            "offset_norm": "gn_offset" if self.variant == "pro" else "bn",
+        }.get(path[2], f"dsc_conv_{path[1][-1]}")
+        yield f"{self._torch_block(*path[:2])}.{layer}.{parameter}"
 
     def torch_idle(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the weights of each snake the other way, for images of one channel.
+        """Names and shapes of what only official checkpoints have, for images of one channel.
 
-        And of the counters of steps that PyTorch's batch normalisations have.
+        Those are each snake's weights for the other axis, and the counters of steps of PyTorch's
+        batch normalisations.
         """
         idle = {}
-        for name, before, features in self._blocks():
-            for way, other, row in (("x", "y", (1, TAPS)), ("y", "x", (TAPS, 1))):
-                snake = _torch_block(name, f"along_{way}")
-                idle[f"{snake}.dsc_conv_{other}.weight"] = (features, before, *row)
+        for name, before, features in self._triples():
+            for along, other in (("x", "y"), ("y", "x")):
+                snake = self._torch_block(name, f"along_{along}")
+                idle[f"{snake}.dsc_conv_{other}.weight"] = (features, before, *_ROWS[other])
                 idle[f"{snake}.dsc_conv_{other}.bias"] = (features,)
                 if self.variant == "original":
                     idle[f"{snake}.bn.num_batches_tracked"] = ()
         return idle
 
-    def _blocks(self) -> Iterator[tuple[str, int, int]]:
+    def _triples(self) -> Iterator[tuple[str, int, int]]:
         """Name, channels before and channels of each triple block."""
         for level, (before, features) in enumerate(itertools.pairwise((1, *self.channels))):
             yield f"encoder_{level}", before, features
         for level, (features, below) in enumerate(itertools.pairwise(self.channels)):
             yield f"decoder_{level}", below + features, features
 
-
-def _torch_block(triple: str, block: str) -> str:
-    """The official name of a block, as of `("decoder_0", "merge")`: they are numbered in pairs."""
-    part, level = triple.split("_")
-    number = 2 * int(level) if part == "encoder" else 16 - 2 * int(level)
-    if block == "merge":
-        return f"conv{number + 1}"
-    return f"conv{number}{0 if block == 'plain' else block[-1]}"
+    def _torch_block(self, triple: str, block: str) -> str:
+        """The official name of a block: two numbers to a triple, the decoder's from its bottom."""
+        part, level = triple.split("_")
+        number = 2 * int(level) if part == "encoder" else 4 * len(self.channels) - 2 * int(level)
+        if block == "merge":
+            return f"conv{number + 1}"
+        return f"conv{number}{0 if block == 'plain' else block[-1]}"
 
 
 def _check(channels: Sequence[int]) -> None:

@@ -14,13 +14,10 @@ from tprnet_jax.models.parts import (
     pad_to_multiple,
     uniform_bias,
     uniform_kernel,
+    uniform_kernel_transposed,
 )
 from tprnet_jax.models.unet import UpConv
 
-# PyTorch's default start of a transposed convolution, whose fan-in counts its output channels.
-_uniform_transposed = nn.initializers.variance_scaling(
-    1 / 3, "fan_in", "uniform", in_axis=-1, out_axis=-2
-)
 _STEM = {"conv_0": "layer.0", "norm": "layer.1", "conv_1": "layer.3", "skip": "skip.0"}
 _UNIT = {
     "norm_0": "conv_block.0",
@@ -157,7 +154,7 @@ def _decode(net: ResUNet, x: jax.Array, skip: jax.Array, stage: int, train: bool
     x = UpConv(
         below,
         net.dtype,
-        kernel_init=_uniform_transposed,
+        kernel_init=uniform_kernel_transposed,
         bias_init=uniform_bias(4 * below),
         name=f"up_{stage}",
     )(x)
