@@ -3,7 +3,7 @@ import dataclasses
 import jax
 import pytest
 
-from configs import quickstart, tprnet, tprnet_compact, tprnet_released
+from configs import baselines, quickstart, tprnet, tprnet_compact, tprnet_released
 from tprnet_jax import config as configuration
 from tprnet_jax.method.cascade import init
 from tprnet_jax.models.networks import NETWORKS
@@ -219,3 +219,35 @@ def test_a_compared_network_keeps_all_activations():
     config.model.global_net, config.train.remat = "nnunet", ("global",)
     with pytest.raises(UserError, match=r"config\.train\.remat is for GlobalNet's own network"):
         configuration.check(config)
+
+
+@pytest.mark.parametrize("name", baselines.SMALL)
+@pytest.mark.parametrize("words", ["", ",small", ",official", ",small,cascade"])
+def test_baselines(name, words):
+    config = baselines.get_config(name + words)
+    configuration.check(config)
+    cascade = configuration.cascade(config)
+    branches = ("global", "local", "focal") if "cascade" in words else ("global",)
+    assert tuple(cascade.networks) == branches
+    official = NETWORKS[name]().channels
+    assert cascade.global_net.channels == (baselines.SMALL[name] if "small" in words else official)
+    shared = config.optim.to_dict() == tprnet.get_config().optim.to_dict()
+    assert shared is (words == "")
+
+
+def test_every_compared_network_has_a_configuration():
+    assert set(baselines.SMALL) == set(baselines.OFFICIAL) == set(NETWORKS) - {"unet"}
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("", "has no network ''; give one of resunet, coanet"),
+        ("unet", "has no network 'unet'"),
+        ("coanet,large", "has no word 'large'; choose from small, official, auxiliary, cascade"),
+        ("resunet,auxiliary", "resunet has no auxiliary outputs; leave out the word"),
+    ],
+)
+def test_words_that_baselines_have_not(argument, message):
+    with pytest.raises(UserError, match=message):
+        baselines.get_config(argument)

@@ -36,7 +36,7 @@ def _muon(decay: float) -> optax.GradientTransformation:
     """
 
     def which(path, parameter):
-        return "kernel" if parameter.ndim == 4 and path[0].key != "head" else "other"
+        return "kernel" if parameter.ndim == 4 and not path[0].key.startswith("head") else "other"
 
     decayed = optax.add_decayed_weights(decay)
     direction = {
