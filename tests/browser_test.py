@@ -121,7 +121,7 @@ def test_an_evaluation_by_keyboard_on_a_phone(opened):
     assert page.locator("#caption").inner_text() == "a.png · Final · Dice 0.9000"
     _press(page, "Home")
     page.wait_for_selector("#absent")
-    assert "only 2 of 3 have one" in page.locator("#absent").inner_text()
+    assert "pictures of 2 of 3 images" in page.locator("#absent").inner_text()
     page.get_by_label("Global", exact=True).check()
     assert page.locator("#caption").inner_text() == "<b>c.png · Global · Dice 0.5000 · ASD 5.00"
 

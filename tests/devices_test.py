@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 
+import html_test
 import jax
 import numpy as np
 import pytest
@@ -90,12 +91,14 @@ def two_of_four(config, tmp_path_factory):
 
 @pytest.mark.parametrize("shared", ["eight", "two_of_four"])
 def test_the_losses_are_those_of_one_device(alone, shared, request):
-    expected, found = alone[1], request.getfixturevalue(shared)[1]
+    expected, (workdir, found) = alone[1], request.getfixturevalue(shared)
     assert len(expected) == len(found) == 20
     assert len({line["patches"] for line in expected}) > 5
     for one, many in zip(expected, found, strict=True):
         assert many["patches"] == one["patches"]
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-5)
+    report = html_test.data_of((workdir / "eval/validation/report.html").read_text())
+    assert len(report["pictures"]) == len(report["names"]) > 1  # Of all processes.
 
 
 def test_a_checkpoint_of_eight_devices_opens_on_one(config, alone, eight):

@@ -9,6 +9,7 @@ import sys
 import time
 
 import cv2
+import html_test
 import numpy as np
 import pytest
 
@@ -88,6 +89,8 @@ def test_killed_and_started_again_it_completes_and_redoes_nothing(trained, sourc
     manifest = json.loads((target / "manifest.json").read_text())
     noted = ["all outputs were there already" in file["notes"] for file in manifest["files"]]
     assert noted.count(True) == len(before) / 2
+    report = html_test.data_of((target / "report.html").read_text())
+    assert len(report["names"]) == len(report["pictures"]) == COUNT
 
 
 def test_two_processes_share_the_files_and_their_failures(trained, source, tmp_path):
@@ -114,6 +117,9 @@ def test_two_processes_share_the_files_and_their_failures(trained, source, tmp_p
     manifest = json.loads((target / "manifest.json").read_text())
     assert [file["input"] for file in manifest["files"]] == sorted(map(str, some.iterdir()))
     assert ["error" in file for file in manifest["files"]] == [False] * 4 + [True]
+    report = html_test.data_of((target / "report.html").read_text())
+    assert report["names"] == sorted(path.name for path in some.iterdir())
+    assert list(report["pictures"]) == ["0", "1", "2", "3"]
     both = target / "manifest.json", target / "report.html"
     assert _files(target) == {*_finished(target), *both}
     masks = [cv2.imread(str(path), -1) for path in sorted(target.glob("*_mask.png"))]

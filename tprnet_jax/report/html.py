@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from tprnet_jax.report import palette
 from tprnet_jax.report.curves import Plot
 from tprnet_jax.report.destination import DONE
+from tprnet_jax.report.metrics import MIDDLE, REACH, THIN
 from tprnet_jax.report.tables import STAGES, Scores
 
 _PAGE = Path(__file__).parent / "page"
@@ -26,7 +27,7 @@ _NOTHING = {
     "means": None,
     "interval": {},
     "counts": {},
-    "errors": {},
+    "remarks": {},
     "notes": [],
     "plots": [],
     "details": {},
@@ -63,21 +64,20 @@ _PAPER, _LOST, _CALIBRE, _FIELD = (
     "Centreline recall by calibre",
     "Surface and topology",
 )
+_FAR, _SHARE = f"more than {REACH} pixels from", "as a share of the true area"
 _METRICS = [
     Column("dice", "Dice", "2 TP / (2 TP + FP + FN)", 4, "↑", _PAPER, caption=True),
     Column("iou", "IoU", "TP / (TP + FP + FN)", 4, "↑", _PAPER),
     Column("precision", "Precision", "TP / (TP + FP)", 4, "↑", _PAPER),
     Column("recall", "Recall", "TP / (TP + FN)", 4, "↑", _PAPER),
     Column("asd", "ASD", "Average surface distance, pixels", 2, "↓", _PAPER, caption=True),
-    Column("missed", "Missed", "Branches missed, as a share of the true area", 3, "↓", _LOST, True),
-    Column("extra", "Extra", "Branches invented, as a share of the true area", 3, "↓", _LOST, True),
-    Column("rim", "Rim", "Dice without missed and invented branches", 3, "↑", _LOST, True),
+    Column("missed", "Missed", f"True area {_FAR} the predicted, {_SHARE}", 3, "↓", _LOST, True),
+    Column("extra", "Extra", f"Predicted area {_FAR} the true, {_SHARE}", 3, "↓", _LOST, True),
+    Column("rim", "Rim", "Dice without missed and extra area", 3, "↑", _LOST, True),
     Column("area_ratio", "Area", "Predicted area over true area", 2, "", _LOST),
-    Column("recall_thin", "Thin", "Recall at a radius up to 2 pixels", 3, "↑", _CALIBRE, True),
-    Column(
-        "recall_middle", "Middle", "Recall at a radius of 2 to 4 pixels", 3, "↑", _CALIBRE, True
-    ),
-    Column("recall_thick", "Thick", "Recall at a radius over 4 pixels", 3, "↑", _CALIBRE, True),
+    Column("recall_thin", "Thin", f"Radius up to {THIN} pixels", 3, "↑", _CALIBRE, True),
+    Column("recall_middle", "Middle", f"Radius up to {MIDDLE} pixels", 3, "↑", _CALIBRE, True),
+    Column("recall_thick", "Thick", f"Radius over {MIDDLE} pixels", 3, "↑", _CALIBRE, True),
     Column("hd95", "HD95", "95th percentile of surface distances, pixels", 2, "↓", _FIELD),
     Column("cldice", "clDice", "Dice of the centrelines", 4, "↑", _FIELD),
     Column("betti0", "Betti 0", "Error in the number of components", 2, "↓", _FIELD),
@@ -201,7 +201,7 @@ def prediction(manifest: Mapping[str, Any], entries: Sequence[dict], source: str
     rows = list(_rows(manifest["files"], entries, Path(source).expanduser()))
     columns = [column for column in _FOUND if any(column.name in row for row in rows)]
     pictures = {n: row["picture"] for n, row in enumerate(rows) if "picture" in row}
-    errors = {n: row["error"] for n, row in enumerate(rows) if "error" in row}
+    remarks = {n: row["remark"] for n, row in enumerate(rows) if "remark" in row}
     return _document(
         {
             "title": f"TPRNet: {Path(source).name}",
@@ -212,7 +212,7 @@ def prediction(manifest: Mapping[str, Any], entries: Sequence[dict], source: str
             "values": {"mask": _table(rows, columns)},
             "sort": {"column": -1, "descending": False},
             **_pictured(pictures, len(rows)),
-            "errors": errors,
+            "remarks": remarks,
             "notes": _notes(manifest),
         }
     )
@@ -231,9 +231,10 @@ def _rows(files: Sequence[dict], entries: Iterable[dict], root: Path) -> Iterato
             status = _BEFORE if entry["seconds"] is None else _NOW
             yield entry | {"name": name + frame, "status": status, "size": _size(entry["size"])}
         if "error" in record:
-            yield {"name": name, "status": _FAILED, "error": record["error"]}
+            yield {"name": name, "status": _FAILED, "remark": record["error"]}
         elif not images:
-            yield {"name": name, "status": _BEFORE, "size": _size(record["size"])}
+            bare = {"name": name, "status": _BEFORE, "size": _size(record["size"])}
+            yield bare | {"remark": "It was done before, without a mask that could be shown here."}
 
 
 def _size(shape: Sequence[int]) -> str:
@@ -270,10 +271,10 @@ def _notes(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def _pictured(pictures: Mapping[int, dict], images: int) -> dict[str, Any]:
-    """Pictures, and what is said where there is none."""
-    without = "There is no picture of this image here."
-    if 0 < len(pictures) < images:
-        without += f" To keep this page small, only {len(pictures)} of {images} have one."
+    """Pictures, and what is said where there is none and nothing else to remark."""
+    without = (
+        f"So that this page stays small, it has pictures of {len(pictures)} of {images} images."
+    )
     return {"pictures": pictures, "without": without}
 
 
