@@ -1,5 +1,6 @@
 """The file of --mode=export: what it finds without this package, and what it is."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 
 import tprnet_jax
-from tprnet_jax import export
+from tprnet_jax import export, fields
 from tprnet_jax.data import scene
+from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.models.umamba import UMamba
 from tprnet_jax.runtime.errors import UserError
 
 README = (Path(__file__).parents[1] / "configs" / "README.md").read_text()
@@ -119,6 +122,29 @@ def test_the_released_rules_have_no_place_on_the_device(config, trained):
         r"--mode=export puts .* on the device, which has no model\.first_point='random', only "
         r"'centroid'; segment with this model by --mode=predict",
     )
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (0, 64, 64), (1, 31, 64), (1, 64.0, 64), ("any",)])
+def test_shapes_of_no_images_are_named(config, trained, shape):
+    config.export.shape = shape
+    _refused(config, trained[1], r"config\.export\.shape is \(.*; give the number of images")
+
+
+@pytest.mark.parametrize("net", ["coanet", "umamba_bot"])
+def test_networks_whose_operations_depend_on_the_size_ask_for_it(config, trained, net):
+    config.model.global_net = net
+    config.model.global_channels = fields.FIELDS["model"]["global_channels"]
+    _refused(config, trained[1], "shape is empty, but (CoANet|UMamba) can only be exported for")
+
+
+def test_a_shape_that_is_given_is_the_only_one(model):
+    """Of tokens, whose number U-Mamba must know."""
+    cascade = dataclasses.replace(
+        model.cascade, global_net=UMamba((1, 2)), local_net=None, focal_net=None
+    )
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), param_shapes(cascade))
+    alone = model._replace(cascade=cascade, params=params)
+    assert export.exported(alone, "tokens", (2, 33, 40)).in_avals[0].shape == (2, 33, 40)
 
 
 def test_without_flatbuffers_the_extra_is_named(config, trained, monkeypatch):

@@ -177,6 +177,7 @@ FIELDS = {
     },
     "export": {
         "output": "",  # The file to write the cascade to, for programs without this package.
+        "shape": (),  # Number, height and width of the images that it is for; empty for any.
     },
     "ablate": {
         "seeds": (0,),  # Each ablation is trained with each of them.
