@@ -40,11 +40,6 @@ def uniform_kernel(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32) ->
     return _uniform(key, shape, math.prod(shape[:-1]), dtype)
 
 
-def uniform_kernel_transposed(key: jax.Array, shape: tuple[int, ...], dtype=jnp.float32):
-    """That of a transposed convolution, of whose kernel PyTorch takes the outputs for inputs."""
-    return _uniform(key, shape, math.prod(shape) // shape[-2], dtype)
-
-
 def uniform_bias(fan_in: int) -> nn.initializers.Initializer:
     """PyTorch's default start of the bias of a layer with this many inputs to an output."""
     return lambda key, shape, dtype=jnp.float32: _uniform(key, shape, fan_in, dtype)

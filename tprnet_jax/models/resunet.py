@@ -14,7 +14,6 @@ from tprnet_jax.models.parts import (
     pad_to_multiple,
     uniform_bias,
     uniform_kernel,
-    uniform_kernel_transposed,
 )
 from tprnet_jax.models.unet import UpConv
 
@@ -151,12 +150,8 @@ class ResUNet(nn.Module):
 
 def _decode(net: ResUNet, x: jax.Array, skip: jax.Array, stage: int, train: bool) -> jax.Array:
     below, features = net.channels[stage + 1], net.channels[stage]
-    x = UpConv(
-        below,
-        net.dtype,
-        kernel_init=uniform_kernel_transposed,
-        bias_init=uniform_bias(4 * below),
-        name=f"up_{stage}",
-    )(x)
+    # PyTorch takes the outputs of a transposed convolution for its inputs: here they are as many.
+    start = {"kernel_init": uniform_kernel, "bias_init": uniform_bias(4 * below)}
+    x = UpConv(below, net.dtype, **start, name=f"up_{stage}")(x)
     x = jnp.concatenate([x, skip], axis=-1)
     return ResidualUnit(features, 1, net.dtype, name=f"decoder_{stage}")(x, train)
