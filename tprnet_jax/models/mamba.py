@@ -92,7 +92,7 @@ def mamba_name(stem: str, path: tuple[str, ...]) -> str:
     return ".".join([stem, *path[:-1], TORCH_PARAMETERS.get(path[-1], path[-1])])
 
 
-@jax.custom_vjp
+@jax.jit  # A network has many of the same shapes, which are so traced once.
 def selective_scan(
     delta: jax.Array, a: jax.Array, b: jax.Array, c: jax.Array, x: jax.Array
 ) -> jax.Array:
@@ -121,11 +121,16 @@ def selective_scan(
     Returns:
         y, `(batch, tokens, channels)`.
     """
-    return lax.platform_dependent(delta, a, b, c, x, cpu=scan_by_token, default=scan_by_chunk)
+    return _scan(delta, a, b, c, x)
+
+
+@jax.custom_vjp
+def _scan(*arguments):
+    return lax.platform_dependent(*arguments, cpu=scan_by_token, default=scan_by_chunk)
 
 
 def _forward(*arguments):
-    return selective_scan(*arguments), arguments
+    return _scan(*arguments), arguments
 
 
 def _backward(arguments, gradient):
@@ -136,7 +141,7 @@ def _backward(arguments, gradient):
     return lax.platform_dependent(gradient, *arguments, cpu=by_token, default=by_chunk)
 
 
-selective_scan.defvjp(_forward, _backward)
+_scan.defvjp(_forward, _backward)
 
 
 def scan_by_token(delta, a, b, c, x):
