@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tprnet_jax.models.parts import PACE, BatchNorm, upsample_bilinear, upsample_nearest
+from tprnet_jax.models.parts import PACE, BatchNorm, Conv3, upsample_bilinear, upsample_nearest
 
 
 def _batch_norm(train, x, **params):
@@ -45,6 +45,28 @@ def test_batch_norm_has_the_gradient_of_its_formula_and_the_distance_of_the_stat
         np.testing.assert_allclose(gradient[name], expected[name], rtol=1e-4)
     np.testing.assert_allclose(gradient["mean"], 0 - x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(gradient["var"], 1 - x.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_one_value_a_channel_is_normalised_as_in_evaluation_and_moves_nothing():
+    x = jnp.full((1, 1, 1, 1), 3.0)
+    params = {"scale": 2.0, "bias": 1.0, "mean": 1.0, "var": 4.0}
+    assert _batch_norm(True, x, **params).item() == pytest.approx(1 + 2 * (3 - 1) / 2, rel=1e-5)
+    gradient = jax.grad(lambda mean: _batch_norm(True, x, **params | {"mean": mean}).sum())(1.0)
+    assert gradient == 0
+
+
+@pytest.mark.parametrize("dilation", [2, 3])
+def test_a_dilated_convolution_is_one_with_zeros_in_its_kernel(dilation):
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (
+        rng.normal(size=size).astype(np.float32) for size in ((2, 7, 10, 3), (3, 3, 3, 4), (4,))
+    )
+    conv = Conv3(4, dilation=dilation)
+    found = conv.apply({"params": {"kernel": kernel, "bias": bias}}, x)
+    wide = np.zeros((2 * dilation + 1, 2 * dilation + 1, 3, 4), np.float32)
+    wide[::dilation, ::dilation] = kernel
+    expected = nn.Conv(4, wide.shape[:2]).apply({"params": {"kernel": wide, "bias": bias}}, x)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_the_pace_of_the_running_statistics_is_pytorchs_momentum():

@@ -76,7 +76,8 @@ class CoANet(nn.Module):
         x = Decoder(self.fourth_strip, self.dtype, name="decoder")(x, skips, train)
         with_connectivity = self.auxiliary and self.is_mutable_collection("auxiliary")
         outputs = Heads(self.classes, with_connectivity, self.dtype, name="connect")(x)
-        outputs = [y[:, :height, :width].astype(jnp.float32) for y in outputs]
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        outputs = [y[:, :height, :width].astype(wide) for y in outputs]
         for name, logits in zip(connectivity.HEADS, outputs[1:], strict=False):
             self.sow("auxiliary", name, logits)
         return outputs[0]

@@ -5,6 +5,7 @@ several names, and heads that only deep supervision uses: those are dropped on t
 has none, and zero on the way out.
 """
 
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -38,12 +39,16 @@ class Tensor(NamedTuple):
 
 def tensors(net: nn.Module, channels: int = 1) -> Iterator[Tensor]:
     """All tensors of a network for images of so many channels."""
-    key, image = jax.random.key(0), jnp.zeros((1, 64, 64, channels))
-    shapes = jax.eval_shape(net.init, key, image)["params"]
-    for path, leaf in flatten_dict(shapes).items():
+    for path, leaf in flatten_dict(_shapes(net, channels)).items():
         axes = torch_axes(path, leaf.ndim)
         shape = tuple(leaf.shape[axes.index(axis)] for axis in range(leaf.ndim))
         yield Tensor(path, tuple(net.torch_names(path)), shape, axes)
+
+
+@functools.cache  # A deep network takes a second.
+def _shapes(net: nn.Module, channels: int) -> dict:
+    key, image = jax.random.key(0), jnp.zeros((1, 64, 64, channels))
+    return jax.eval_shape(net.init, key, image)["params"]
 
 
 def from_torch(
@@ -94,8 +99,7 @@ def of_official(net: nn.Module, state: dict[str, np.ndarray]) -> dict:
     fitting = (v for v in variants if all(_has(state, tensor) for tensor in tensors(*v)))
     published, channels = next(fitting, variants[0])
     params = from_torch({"global": published}, state, channels)["global"]
-    ours = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 64, 64, 1)))["params"]
-    return jax.tree.map(_fitted, params, ours)
+    return jax.tree.map(_fitted, params, _shapes(net, channels=1))
 
 
 def _has(state: dict, tensor: Tensor) -> bool:
