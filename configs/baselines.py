@@ -34,6 +34,9 @@ SMALL = {
     "nnunet_resenc": (6, 12, 24, 48, 96, 96, 96, 96),
     "umamba_bot": (8, 16, 32, 64, 128, 128, 128, 128),
     "umamba_enc": (8, 16, 32, 64, 128, 128, 128, 128),
+    "lkm_unet": (8, 16, 32, 64, 128, 128, 128, 128),
+    "lkm_unet_windows": (8, 16, 32, 64, 128, 128, 128, 128),
+    "lkm_unet_contiguous": (8, 16, 32, 64, 128, 128, 128, 128),
 }
 # Their optimiser, number of epochs, loss and augmentation. What has no field here is left out:
 # crops (ResUNet's and DSCNet's of 224 pixels, CoANet's of 512 after a change of size), CoANet's ten
@@ -119,6 +122,9 @@ OFFICIAL = {
     "nnunet_resenc": _NNUNET,
     "umamba_bot": _NNUNET,
     "umamba_enc": _NNUNET,
+    "lkm_unet": _NNUNET,
+    "lkm_unet_windows": _NNUNET,
+    "lkm_unet_contiguous": _NNUNET,
 }
 
 

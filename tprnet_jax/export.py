@@ -16,13 +16,14 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.method import inference
 from tprnet_jax.models.coanet import CoANet
+from tprnet_jax.models.lkm_unet import LKMUNet
 from tprnet_jax.models.umamba import UMamba
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_or_tell
 from tprnet_jax.segmenter import LEAST, Segmenter
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-OF_ONE_SIZE = (CoANet, UMamba)  # Whose operations themselves depend on that of the images.
+OF_ONE_SIZE = (CoANet, LKMUNet, UMamba)  # Whose operations themselves depend on that of the images.
 
 
 def run(config: ConfigDict, workdir: Path) -> None:

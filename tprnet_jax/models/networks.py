@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from tprnet_jax.models.coanet import CoANet
 from tprnet_jax.models.dscnet import DSCNet
+from tprnet_jax.models.lkm_unet import LKMUNet
 from tprnet_jax.models.nnunet import NNUNet
 from tprnet_jax.models.resunet import ResUNet
 from tprnet_jax.models.umamba import UMamba
@@ -23,6 +24,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "nnunet_resenc": functools.partial(NNUNet, variant="resenc"),
     "umamba_bot": UMamba,
     "umamba_enc": functools.partial(UMamba, variant="enc"),
+    "lkm_unet": LKMUNet,
+    # With windows that divide images of 512 x 512, as released or as published.
+    "lkm_unet_windows": functools.partial(LKMUNet, window_factor=4),
+    "lkm_unet_contiguous": functools.partial(LKMUNet, window_factor=4, window="contiguous"),
 }
 
 
