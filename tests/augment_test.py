@@ -349,7 +349,8 @@ def test_low_resolution_against_opencv():
     for image, after in zip(images[..., 0], found, strict=True):
         coarse = cv2.resize(image, (23, 14), interpolation=cv2.INTER_NEAREST_EXACT)
         expected = cv2.resize(coarse, (33, 20), interpolation=cv2.INTER_LINEAR)
-        np.testing.assert_allclose(after, expected, atol=1e-6)
+        # Positions up to 23 are rounded to 1e-6, and so is the share of each neighbour.
+        np.testing.assert_allclose(after, expected, atol=2e-6)
 
 
 def test_gamma_of_the_negative_then_of_the_image():

@@ -41,7 +41,7 @@ def opened(browser, tmp_path):
         page = context.new_page()
         page.on("console", said)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url[:80]))
+        page.on("request", lambda request: complaints.append(request.url))
         page.goto(path.as_uri())
         page.wait_for_function("document.querySelector('#legend li')")
         complaints[:] = [x for x in complaints if x != path.as_uri() and not x.startswith("data:")]

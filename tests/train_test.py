@@ -46,6 +46,7 @@ def test_a_run_leaves_what_the_readme_lists(trained):
         "eval/validation/metrics.json",
         "eval/validation/per_image.csv",
         "eval/validation/figures",
+        "eval/validation/report.html",
     }
     assert "curves.png" in figures
     assert len(figures) == 3
