@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict, path_aware_map
+from flax.traverse_util import flatten_dict, path_aware_map, unflatten_dict
 
 from tprnet_jax.models import weights
-from tprnet_jax.models.coanet import CoANet, StripBlock, convolve_along
+from tprnet_jax.models.coanet import CoANet, Strip, StripBlock, convolve_along
 from tprnet_jax.models.parts import STATISTICS
+from tprnet_jax.runtime.errors import UserError
 
 TINY = CoANet((4, 4, 8, 4), (1, 1, 1, 1), auxiliary=True)
 # Parameters of the official network by stage.
@@ -200,6 +201,15 @@ def test_the_fourth_strip_has_its_diagonal(fourth):
     np.testing.assert_allclose(strip, expected + params["deconv4"]["bias"], atol=1e-5)
 
 
+def test_strips_start_he_normal_by_their_inputs():
+    """Nine taps of 16 channels; a standard deviation of n samples is off by 1 / sqrt(2 n)."""
+    strip, x = Strip(24, (1, 0), (9, 1)), jnp.zeros((1, 2, 2, 16))
+    kernel, bias = (strip.init(jax.random.key(0), x)["params"][name] for name in ("kernel", "bias"))
+    expected = (2 / (9 * 16)) ** 0.5
+    assert float(kernel.std()) == pytest.approx(expected, rel=4 / (2 * kernel.size) ** 0.5)
+    assert 0 < np.abs(bias).max() <= 1 / (9 * 16) ** 0.5
+
+
 # ---- What it does --------------------------------------------------------------------------------
 
 
@@ -209,6 +219,12 @@ def test_each_image_of_any_size_is_segmented_by_itself(params):
     assert (logits.shape, logits.dtype) == ((2, 21, 13, 2), jnp.float32)
     padded = np.pad(images[1:], ((0, 0), (0, 3), (0, 3), (0, 0)), mode="edge")
     np.testing.assert_allclose(logits[1:], _apply(TINY, params, padded)[:, :21, :13], atol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [(8, 16, 32), (4, 4, 4, 4), (3, 4, 8, 4)])
+def test_channels_that_leave_nothing_for_a_strip_are_refused(channels):
+    with pytest.raises(UserError, match="the channels of CoANet are"):
+        _shapes(CoANet(channels))
 
 
 def test_connectivity_is_computed_where_asked_alone(params):
@@ -245,25 +261,34 @@ def test_bfloat16_gives_finite_float32_logits(params):
     assert np.isfinite(logits).all()
 
 
-def test_gradients_are_finite_differences():
-    """Of the sum of squares of the logits, by eight numbers anywhere in what is learned."""
-    rng, net = np.random.default_rng(2), TINY.clone(auxiliary=False)
+def test_gradients_in_training_are_finite_differences(params):
+    """By a number anywhere in each of eight tensors, which are soon compiled."""
+    rng, all_params = np.random.default_rng(2), flatten_dict(params)
+    learned = [path for path in all_params if _is_learned(path)]
+    paths = [learned[index] for index in rng.choice(len(learned), 8, replace=False)]
     with jax.enable_x64(True):
-        params = jax.tree.map(np.float64, _filled(_shapes(net)))
-        flat, unravel = jax.flatten_util.ravel_pytree(params)
-        image = rng.random((1, 8, 16, 1))
+        images, mask = rng.random((2, 8, 16, 1)), rng.integers(0, 2, (2, 8, 16, 1))
+        all_params = jax.tree.map(np.float64, all_params)
 
         @jax.jit
         @jax.value_and_grad
-        def loss(flat):
-            return jnp.square(net.apply({"params": unravel(flat)}, image)).sum()
+        def loss(tensors):
+            logits, sown = TINY.apply(
+                {"params": unflatten_dict(all_params | tensors)},
+                images,
+                train=True,
+                mutable=["auxiliary"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+            outputs = {name: value for name, (value,) in sown["auxiliary"].items()}
+            return jnp.square(logits).sum() + TINY.auxiliary_loss(outputs, mask)
 
-        gradient = loss(flat)[1]
-        assert np.isfinite(gradient).all()
-        learned = path_aware_map(lambda path, leaf: np.full(leaf.shape, _is_learned(path)), params)
-        (learned,) = np.nonzero(jax.flatten_util.ravel_pytree(learned)[0])
-        for index in rng.choice(learned, 8, replace=False):
-            step = np.zeros(len(flat))
-            step[index] = 1e-6
-            slope = (loss(flat + step)[0] - loss(flat - step)[0]) / 2e-6
-            assert gradient[index] == pytest.approx(float(slope), rel=1e-5, abs=1e-5)
+        tensors = {path: all_params[path] for path in paths}
+        gradients = loss(tensors)[1]
+        for path, tensor in tensors.items():
+            step = np.zeros(tensor.shape)
+            place = tuple(rng.integers(tensor.shape))
+            step[place] = 1e-6
+            ends = [loss(tensors | {path: tensor + sign * step})[0] for sign in (1, -1)]
+            slope = float(ends[0] - ends[1]) / 2e-6
+            assert gradients[path][place] == pytest.approx(slope, rel=1e-5, abs=1e-6), path

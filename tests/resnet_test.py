@@ -1,10 +1,12 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tprnet_jax.models import weights
-from tprnet_jax.models.resnet import ResNet, with_torchvision
+from tprnet_jax.models.resnet import Bottleneck, ResNet, with_torchvision
 from tprnet_jax.runtime.errors import UserError
 
 TINY = ResNet((2, 2, 3, 2), (1, 1, 2, 1))
@@ -27,6 +29,15 @@ def state():
 @pytest.fixture(scope="module")
 def params():
     return {"backbone": _shapes(1), "head": {"bias": np.ones(2)}}
+
+
+def test_kernels_start_he_normal_by_their_outputs():
+    """Of 1x1, from 16 channels to 64; a standard deviation of n samples is off by 1 / sqrt(2 n)."""
+    block = Bottleneck(16, 1, 1, False, None)
+    init = jax.jit(functools.partial(block.init, train=False))
+    kernel = init(jax.random.key(0), jnp.zeros((1, 2, 2, 64)))["params"]["conv3"]["kernel"]
+    assert kernel.shape == (1, 1, 16, 64)
+    assert float(kernel.std()) == pytest.approx((2 / 64) ** 0.5, rel=4 / (2 * kernel.size) ** 0.5)
 
 
 def test_names_are_torchvisions(state):

@@ -19,6 +19,7 @@ from tprnet_jax.models.parts import (
     upsample_bilinear,
     upsample_nearest,
 )
+from tprnet_jax.runtime.errors import UserError
 
 REACH = 4  # Pixels that a strip sees to either side.
 # Steps of row and column from a tap of each strip to the next, and how its kernel lies in PyTorch.
@@ -46,8 +47,8 @@ class CoANet(nn.Module):
     attention and all biases uniform, as PyTorch's defaults.
 
     Attributes:
-        channels: The backbone's, see `resnet.ResNet`; ASPP and decoder have the third one, the
-            second one, the first one twice. Multiples of 8 but for the first one, that of 4.
+        channels: The backbone's, see `resnet.ResNet`; ASPP and decoder have the third one, then the
+            second one and the first one. The third one is at least 8, the others are at least 4.
         blocks: Of each stage of the backbone; ResNet-101's by default.
         classes: Channels of the logits; the official checkpoints have one.
         fourth_strip: Its diagonal, "anti" as released or "main" as published.
@@ -68,7 +69,11 @@ class CoANet(nn.Module):
 
         The heads' logits `(batch, height, width, 9)` are sown in the collection "auxiliary", where
         that is mutable.
+
+        Raises:
+            UserError: There are not four channels, or one of them is too small.
         """
+        _check_channels(self.channels)
         height, width = x.shape[1:3]
         x = pad_to_multiple(x, resnet.STRIDE)
         *skips, x = resnet.ResNet(self.channels, self.blocks, self.dtype, name="backbone")(x, train)
@@ -77,10 +82,10 @@ class CoANet(nn.Module):
         with_connectivity = self.auxiliary and self.is_mutable_collection("auxiliary")
         outputs = Heads(self.classes, with_connectivity, self.dtype, name="connect")(x)
         wide = jnp.promote_types(x.dtype, jnp.float32)
-        outputs = [y[:, :height, :width].astype(wide) for y in outputs]
-        for name, logits in zip(connectivity.HEADS, outputs[1:], strict=False):
-            self.sow("auxiliary", name, logits)
-        return outputs[0]
+        logits, *of_neighbours = (y[:, :height, :width].astype(wide) for y in outputs)
+        for name, value in zip(connectivity.HEADS, of_neighbours, strict=False):
+            self.sow("auxiliary", name, value)
+        return logits
 
     def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
         """What the official loss adds to cross-entropy and Dice, see `connectivity.loss`."""
@@ -100,10 +105,19 @@ class CoANet(nn.Module):
         return idle
 
 
+def _check_channels(channels: Sequence[int]) -> None:
+    if len(channels) != 4 or min(channels) < 4 or channels[2] < 8:
+        raise UserError(
+            f"the channels of CoANet are {tuple(channels)}; give four numbers, the third one at "
+            "least 8 and the others at least 4"
+        )
+
+
 class Decoder(nn.Module):
     """Strip blocks from the coarsest features up, each but the last joined by a stage's features.
 
-    A stage's features are as many there as come from below, whose channels its blocks have inside.
+    Of a stage's features it takes as many as the stage's blocks have inside, and as its own block
+    there gives.
     """
 
     fourth_strip: str
@@ -168,7 +182,7 @@ class Strip(nn.Module):
     Attributes:
         features: Channels of the result.
         step: Rows and columns from a tap to the next.
-        shape: Of the kernel, whose nine taps count alone, in PyTorch.
+        shape: Rows and columns of the kernel in PyTorch, one of them 1, whichever way it runs.
         dtype: Type of the computation.
     """
 
@@ -191,8 +205,9 @@ class Strip(nn.Module):
 def convolve_along(x: jax.Array, taps: jax.Array, step: tuple[int, int]) -> jax.Array:
     """Convolution of the nine pixels along a line through each one, with zeros outside.
 
-    Row after row, with zeros in between, pixels of a line are equally far apart; in rows of that
-    many pixels they are a column. So any line is a convolution along columns.
+    With zeros between the rows, and these one after the other, the pixels of a line are equally far
+    apart: in new rows as long as that distance, they are a column. So along any line it is a plain
+    convolution along columns.
 
     Args:
         x: `(batch, height, width, channels)`.
