@@ -48,8 +48,7 @@ _NNUNET = {
         "weight_decay": 3e-5 * 63 / 32,
         "clip_norm": 12 * 63 / 32,
     },
-    # As many steps as 1000 epochs of 250, whatever the number of images: with 1000, 83 an epoch.
-    "train": {"batch": 12, "epochs": 3012},
+    "train": {"batch": 12, "epochs": 1000, "steps_per_epoch": 250},
     "model": {"standardise": True, "global_auxiliary": True},
     "augment": {
         "p_rotation": 0.2,

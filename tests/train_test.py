@@ -342,6 +342,17 @@ def test_ablations_train_and_evaluate(trained, tmp_path, branches):
     assert ("global_local" in result) is (len(branches) == 2)
 
 
+def test_an_epoch_has_as_many_steps_as_asked(trained, tmp_path):
+    """Six images, two to a batch, are a pass of three steps; two epochs of two end after one."""
+    config = trained[0].copy_and_resolve_references()
+    config.model.branches = ("global",)
+    config.train.epochs, config.train.steps_per_epoch = 2, 2
+    train.run(config, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in lines if line["split"] == "validation"]
+    assert evaluated == [2, 4]
+
+
 def test_networks_learn(trained, tmp_path):
     """Eight phantoms by heart: well above what a threshold or an untrained network reaches."""
     config = trained[0].copy_and_resolve_references()

@@ -110,6 +110,7 @@ _OPTIM = {
 }
 _TRAIN = {
     "epochs": Number(100, 1),
+    "steps_per_epoch": Number(0),  # 0 for one pass through the training images.
     "start_from": "",  # A workdir or model file whose weights to begin with, or "shipped".
     "batch": Number(1, 1),
     "ema": Number(0.0, 0, 1),  # Decay of the weights' average, which is evaluated; 0 for none.

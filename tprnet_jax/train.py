@@ -46,7 +46,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     splits = "train", loader.choosing_split(config.data)
     source, held_out = (loader.examples(sources, split) for split in splits)
     loader.examples(sources, config.eval.split)  # Better missed now than after the training.
-    per_epoch = _steps_per_epoch(len(source), config.train.batch)
+    per_epoch = _steps_per_epoch(len(source), config.train)
     trainer = make_trainer(config, per_epoch, mesh)
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
@@ -129,13 +129,13 @@ class Training(NamedTuple):
         return latest >= self.steps and checkpoints.is_scored(self.manager, latest)
 
 
-def _steps_per_epoch(examples: int, batch: int) -> int:
-    if batch > examples:
+def _steps_per_epoch(examples: int, config: ConfigDict) -> int:
+    if config.batch > examples:
         raise UserError(
-            f"config.train.batch is {batch}, but there are only {examples} training images; make "
-            "it smaller"
+            f"config.train.batch is {config.batch}, but there are only {examples} training "
+            "images; make it smaller"
         )
-    return examples // batch
+    return config.steps_per_epoch or examples // config.batch
 
 
 def _train(training: Training, stop: signals.Stop) -> None:

@@ -59,8 +59,8 @@ class Settings(NamedTuple):
     brightening (batchgenerators' rule for its factors).
 
     Attributes:
-        ramp: Epochs over which all probabilities rise from 0 to their settings, evenly; a network
-            that has learnt nothing yet learns from plain images first.
+        ramp: Passes through the images over which all probabilities rise from 0 to their settings,
+            evenly; a network that has learnt nothing yet learns from plain images first.
         p_rotation: Probability; vessels have no preferred orientation across projections.
         rotation: Degrees, counter-clockwise, about the image's centre.
         p_scaling: Probability; hearts, detectors and magnifications differ.
