@@ -145,9 +145,8 @@ _scan.defvjp(_forward, _backward)
 
 
 def scan_by_token(delta, a, b, c, x):
-    """`selective_scan` for CPUs: some channels of a sequence, or some narrow sequences, at a time."""
+    """`selective_scan` for CPUs: one sequence after the other, and of it some channels."""
     width = _even(x.shape[-1], _CPU_CHANNELS)
-    together = min(len(x), max(1, _CPU_CHANNELS // width))
 
     def sequence(arrays):
         delta, b, c, x = arrays
@@ -155,7 +154,7 @@ def scan_by_token(delta, a, b, c, x):
         y = lax.map(lambda group: _in_chunks(_by_token, _CPU_TOKENS, *group, b, c), groups)
         return y.swapaxes(0, 1).reshape(len(x), -1)[:, : x.shape[1]]
 
-    return lax.map(sequence, (delta, b, c, x), batch_size=together)
+    return lax.map(sequence, (delta, b, c, x))
 
 
 def scan_by_chunk(delta, a, b, c, x):
