@@ -129,12 +129,13 @@ def moments():
     return rng.randint(3, 9), rng.randint(13, 18), rng.randint(22, 28)
 
 
-def test_killed_at_three_moments_it_ends_bit_for_bit_alike(
-    settings, undisturbed, tmp_path, moments
-):
+def test_killed_and_terminated_it_ends_bit_for_bit_alike(settings, undisturbed, tmp_path, moments):
     run = Run(settings, tmp_path / "run")
-    for moment in moments[:2]:
-        run.stop(signal.SIGKILL, run.reaches(moment))
+    run.stop(signal.SIGKILL, run.reaches(moments[0]))
+    output, status = run.stop(signal.SIGTERM, run.reaches(moments[1]))
+    assert status == 128 + signal.SIGTERM
+    step = int(re.search(r"error: interrupted; .* goes on from step (\d+)$", output.strip())[1])
+    assert step == max(run.steps()) >= moments[1]
     torn = False
     while not torn and max(run.steps()) < STEPS:
         run.stop(signal.SIGKILL, lambda: max(run.steps()) >= moments[2] and run.is_saving())
@@ -143,16 +144,3 @@ def test_killed_at_three_moments_it_ends_bit_for_bit_alike(
     assert "Going on from step" in run.finish()
     _assert_same(run.result(), undisturbed)
     assert not run.is_saving()
-
-
-def test_terminated_at_three_moments_it_ends_bit_for_bit_alike(
-    settings, undisturbed, tmp_path, moments
-):
-    run = Run(settings, tmp_path / "run")
-    for moment in moments:
-        output, status = run.stop(signal.SIGTERM, run.reaches(moment))
-        assert status == 128 + signal.SIGTERM
-        step = int(re.search(r"error: interrupted; .* goes on from step (\d+)$", output.strip())[1])
-        assert step == max(run.steps()) >= moment
-    run.finish()
-    _assert_same(run.result(), undisturbed)

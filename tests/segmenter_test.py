@@ -1,9 +1,11 @@
+import dataclasses
 import json
 
 import cv2
 import jax
 import numpy as np
 import pytest
+from scipy.special import logit
 
 import tprnet_jax
 from tprnet_jax import config as configuration
@@ -38,6 +40,14 @@ def test_the_mask_is_what_the_cascade_gives(model, image):
     np.testing.assert_array_equal(found.mask, expected > 0.5)
     np.testing.assert_allclose(found.probability, expected, atol=1e-6)
     assert 0 < found.mask.sum() < found.mask.size
+
+
+def test_a_temperature_of_two_halves_the_margin_and_leaves_the_mask(model, image):
+    plain = model(image)
+    cascade = dataclasses.replace(model.cascade, temperature=2.0)
+    tempered = model._replace(cascade=cascade)(image)
+    np.testing.assert_array_equal(tempered.mask, plain.mask)
+    np.testing.assert_allclose(logit(tempered.probability), logit(plain.probability) / 2, atol=1e-5)
 
 
 def test_a_batch_gives_what_each_image_gives_alone(model):

@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
-    _check_unseen(config, workdir, source)
+    check_unseen(config, workdir, source)
     folder = result_folder(config, workdir)
     album = pictures.Album(pictures.BUDGET // jax.process_count())
     masks = folder / "masks" if config.eval.masks else None
@@ -80,7 +80,7 @@ def result_folder(config: ConfigDict, workdir: Path) -> Path:
     return workdir / "eval" / name.replace(os.sep, "_")
 
 
-def _check_unseen(config: ConfigDict, workdir: Path, source) -> None:
+def check_unseen(config: ConfigDict, workdir: Path, source) -> None:
     """Refuses to take for a test what the run was trained on."""
     before, now = trained_on(config, workdir), config.data
     # Those of ARCADE's and the phantoms' own validation and test splits are no training images.

@@ -93,6 +93,7 @@ _MODEL = {
     "first_point": Choice("centroid", FIRST_POINTS),
     # Or "location_first", "sequential", "canvas_mean"; see `cascade.Cascade`.
     "refinement": Choice("topology_first", REFINEMENTS),
+    "temperature": Number(1.0, 0.01, 100),  # Of the final probability; --mode=calibrate fits it.
     "standardise": False,  # Each image to mean 0 and standard deviation 1.
     "dtype": Choice("float32", ("float32", "bfloat16")),  # Of the networks' computation.
 }

@@ -11,7 +11,7 @@ from tprnet_jax.runtime.errors import UserError
 
 MODES = (
     *("train", "check", "eval", "predict", "serve", "convert", "export"),
-    *("ablate", "compare", "benchmark"),
+    *("calibrate", "ablate", "compare", "benchmark"),
 )
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Configuration, such as configs/tprnet.py")

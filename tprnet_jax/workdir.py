@@ -40,6 +40,7 @@ NETWORK = ("global_net", "global_fold", "local_fold", "focal_fold", "guided")
 FREE = (
     "topology",
     "model.chunk",
+    "model.temperature",
     "train.remat",
     "data.dir",
     "data.source",
