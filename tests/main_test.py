@@ -39,7 +39,7 @@ def _run(*arguments, **variables):
         ),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
-            "one of <train|check|eval|predict|serve|convert|export|ablate|compare|benchmark>",
+            "one of <train|check|eval|predict|serve|convert|export|calibrate|ablate|compare|benchmark>",
         ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
