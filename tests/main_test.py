@@ -39,7 +39,8 @@ def _run(*arguments, **variables):
         ),
         (
             ("--config=configs/quickstart.py", "--mode=fly"),
-            "one of <train|check|eval|predict|serve|convert|export|calibrate|ablate|compare|benchmark>",
+            "one of <train|check|eval|predict|serve|convert|export|calibrate|ablate|compare|"
+            "benchmark>",
         ),
         (
             ("--config=configs/quickstart.py", "--config.trian.epochs=3"),
