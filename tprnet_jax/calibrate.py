@@ -55,11 +55,9 @@ def _count(cascade: Cascade, params: dict, source, batch: int) -> np.ndarray:
     margins = functools.partial(inference.margins, cascade, params)
     examples = (source[index] for index in range(len(source)))
     found = inference.of_examples(margins, examples, batch)
+    bar = tqdm.tqdm(found, "calibrate", len(source), leave=False, unit="image")
     return np.stack(
-        [
-            calibration.count(margin, example["mask"][..., 0] > 127)
-            for example, margin in tqdm.tqdm(found, "calibrate", len(source), unit="image")
-        ]
+        [calibration.count(margin, example["mask"][..., 0] > 127) for example, margin in bar]
     )
 
 

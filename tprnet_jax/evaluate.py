@@ -81,7 +81,11 @@ def result_folder(config: ConfigDict, workdir: Path) -> Path:
 
 
 def check_unseen(config: ConfigDict, workdir: Path, source) -> None:
-    """Refuses to take for a test what the run was trained on."""
+    """Refuses to take for a test what the run was trained on.
+
+    Raises:
+        UserError: Some examples of the source were.
+    """
     before, now = trained_on(config, workdir), config.data
     # Those of ARCADE's and the phantoms' own validation and test splits are no training images.
     mixed = ("validation", "test", "holdout") if now.name == "folder" else ("holdout",)
