@@ -31,7 +31,7 @@ def config(trained, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(trained):
-    return tprnet_jax.load(trained[1])
+    return tprnet_jax.load(trained[1])._replace(temperature=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def content(trained, tmp_path_factory):
     """Of a file whose chunks are larger than the 64 patches that an image can have."""
     pytest.importorskip("flatbuffers", reason='needs flatbuffers: pip install -e ".[export]"')
     config = trained[0].copy_and_resolve_references()
-    config.model.chunk = 100
+    config.model.chunk, config.model.temperature = 100, 1.5
     path = tmp_path_factory.mktemp("exported") / "tprnet.stablehlo"
     config.export.output = str(path)
     export.run(config, trained[1])

@@ -183,13 +183,20 @@ def test_the_report_also_covers_what_was_done_before(trained, tmp_path):
     assert "bad.png (12 bytes) is damaged or no image" in problem
 
 
-def test_results_of_another_model_are_not_mixed(trained, tmp_path):
+@pytest.mark.parametrize(
+    ("part", "field", "value", "change"),
+    [
+        ("predict", "scale", 1.0, "scale 0.0, now 1.0"),
+        ("model", "temperature", 2.0, "temperature 1.0, now 2.0"),
+    ],
+)
+def test_results_of_another_model_are_not_mixed(trained, tmp_path, part, field, value, change):
     source, target = tmp_path / "in", tmp_path / "out"
     _write(source, a=("png", 64, 64))
     config = _config(trained, source, target)
     predict.run(config, trained[1])
-    config.predict.scale = 1.0
-    with pytest.raises(UserError, match=r"what another prediction wrote \(scale 0.0, now 1.0\)"):
+    config[part][field] = value
+    with pytest.raises(UserError, match=rf"what another prediction wrote \({change}\)"):
         predict.run(config, trained[1])
     config.predict.overwrite = True
     predict.run(config, trained[1])

@@ -343,7 +343,7 @@ def test_ablations_train_and_evaluate(trained, tmp_path, branches):
 
 
 def test_an_epoch_has_as_many_steps_as_asked(trained, tmp_path):
-    """Six images, two to a batch, are a pass of three steps; two epochs of two end after one."""
+    """A pass through the six images is three steps; two epochs of two end in the second pass."""
     config = trained[0].copy_and_resolve_references()
     config.model.branches = ("global",)
     config.train.epochs, config.train.steps_per_epoch = 2, 2

@@ -1,6 +1,5 @@
 """Whether a run's probabilities of vessel are what they say, and which threshold serves it best."""
 
-import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -34,7 +33,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: As `evaluate.run`.
     """
     configuration.check(config)
-    cascade = dataclasses.replace(configuration.cascade(config), temperature=1.0)
+    cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
     check_unseen(config, workdir, source)

@@ -219,7 +219,6 @@ def cascade(config: ConfigDict) -> Cascade:
         first_point=model.first_point,
         standardise=model.standardise,
         guided=model.guided,
-        temperature=model.temperature,
         topology=config.topology,
     )
 

@@ -107,7 +107,7 @@ def exported(model: Segmenter, name: str, shape: tuple[int, ...] = ()) -> jax.ex
     def segment(images):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float32), kept)
         margin = inference.whole(cascade, params, images[..., None], inference.margin)
-        return margin > 0, jax.nn.sigmoid(margin)
+        return margin > 0, jax.nn.sigmoid(margin / model.temperature)
 
     segment.__name__ = name
     shape = shape or jax.export.symbolic_shape(

@@ -41,12 +41,14 @@ class Segmenter(NamedTuple):
         params: Their parameters by branch.
         side: Longer side of the images it was trained on, pixels; None if that is not known.
         name: What it is, in a line.
+        temperature: That logits are divided by for the probability; no mask depends on it.
     """
 
     cascade: Cascade
     params: dict
     side: int | None
     name: str
+    temperature: float
 
     def __call__(self, images: np.ndarray, scale: float = 0) -> Segmentation:
         """Segments an image, or a batch of images of one size.
@@ -93,7 +95,7 @@ class Segmenter(NamedTuple):
         )
         for example, margin in inference.of_examples(margins, examples, batch):
             margin = resized(margin, example["size"])
-            yield Segmentation(margin > 0, 1 / (1 + np.exp(-margin)))
+            yield Segmentation(margin > 0, 1 / (1 + np.exp(-margin / self.temperature)))
 
     def seen(self, size: tuple[int, int], scale: float = 0) -> tuple[int, int]:
         """Height and width at which the networks see an image of this height and width."""
@@ -179,13 +181,13 @@ def of(config: ConfigDict, path: Path) -> Segmenter:
     Raises:
         UserError: There is no usable model, or the configuration is of another.
     """
-    cascade = configuration.cascade(config)
+    cascade, temperature = configuration.cascade(config), config.model.temperature
     if path.suffix == model_file.SUFFIX:
         params, about = model_file.read(path, param_shapes(cascade))
         name = f"{about['name']} ({about['sha256'][:12]})"
-        return Segmenter(cascade, jax.device_put(params), about["side"], name)
+        return Segmenter(cascade, jax.device_put(params), about["side"], name, temperature)
     params, step = workdir.restore(config, path, cascade)
-    return Segmenter(cascade, params, workdir.side(path), f"step {step} of {path}")
+    return Segmenter(cascade, params, workdir.side(path), f"step {step} of {path}", temperature)
 
 
 def parameters(path: str, expected: dict) -> tuple[dict, str, int | None]:

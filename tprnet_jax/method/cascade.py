@@ -57,8 +57,6 @@ class Cascade:
         standardise: Whether the networks see each image with mean 0 and standard deviation 1.
         guided: Whether LocalNet and FocalNet see, beside the image, the vessel probability that
             the stages before give; it is a constant to the gradient.
-        temperature: That the margin of the final probability is divided by; masks do not depend on
-            it.
         topology: Whether the "host" or the "device" finds the centrelines and samples them; the
             patches are the same. The device knows "skeletonize" and "centroid" alone.
     """
@@ -78,7 +76,6 @@ class Cascade:
     first_point: str = "centroid"
     standardise: bool = False
     guided: bool = False
-    temperature: float = 1.0
     topology: str = "host"
 
     @property

@@ -57,8 +57,7 @@ def predict(cascade: Cascade, params: dict, images: np.ndarray) -> dict[str, np.
         images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
 
     Returns:
-        Foreground probability `(batch, height, width)` float32 of each stage, in their order; of
-        none has the temperature been taken into account.
+        Foreground probability `(batch, height, width)` float32 of each stage, in their order.
     """
     steps = forward(Jitted(cascade, params, _probabilities), jnp.asarray(images))
     stage = functools.partial(patches_on_host, cascade, image=images.shape[1:3])
@@ -321,9 +320,6 @@ def bits(cascade: Cascade, coarse, canvas: jax.Array | None) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def margin(cascade: Cascade, coarse, canvas: jax.Array | None) -> jax.Array:
-    """Final vessel logit minus background logit, `(batch, height, width)` float32.
-
-    Divided by the cascade's temperature.
-    """
+    """Final vessel logit minus background logit, `(batch, height, width)` float32."""
     logits = refine(cascade, coarse, canvas)["final"]
-    return (logits[..., 1] - logits[..., 0]) / cascade.temperature
+    return logits[..., 1] - logits[..., 0]

@@ -63,13 +63,19 @@ def begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
         output: The folder.
 
     Raises:
-        UserError: Another model, or the same at another scale, has.
+        UserError: Another model, or the same at another scale or temperature, has.
     """
     path = output / "manifest.json"
-    made_by = {"model": model.name, "side": model.side, "scale": config.scale}
+    made_by = {
+        "model": model.name,
+        "side": model.side,
+        "scale": config.scale,
+        "temperature": model.temperature,
+    }
     if path.is_file() and not config.overwrite:
         before = read_json(path)
         before = before if isinstance(before, dict) else {}  # It is of something else.
+        before = {"temperature": 1.0} | before  # What earlier versions do not say.
         for key, value in made_by.items():
             if before.get(key) != value:
                 raise UserError(
