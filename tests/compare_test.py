@@ -58,7 +58,16 @@ def test_seeds_are_one_method(trained, runs, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "comparison.json").read_text()) == report
     for suffix in ("md", "csv", "tex"):
         assert "better" in (tmp_path / "out" / f"table.{suffix}").read_text()
+    assert read_stored(tmp_path / "out" / "tradeoff.png").shape == (450, 900, 4)
     assert "| better |" in capsys.readouterr().out
+
+
+def test_methods_in_folders_of_the_same_name_are_told_apart(trained, runs, tmp_path):
+    for method in ("first", "better"):
+        shutil.copytree(runs / method, tmp_path / method / "seed_0")
+    config = _asked(trained[0], tmp_path, "first/seed_0", "better/seed_0")
+    report = compare.run(config, tmp_path / "out")
+    assert [method["name"] for method in report["methods"]] == ["first/seed_0", "better/seed_0"]
 
 
 def test_the_sheet_has_a_row_an_image_and_a_column_a_method(trained, runs, tmp_path):

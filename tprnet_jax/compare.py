@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from tprnet_jax.data import loader
 from tprnet_jax.data.images import encode_png
 from tprnet_jax.method import inference, topology
 from tprnet_jax.method.cascade import Cascade
-from tprnet_jax.report import comparison, figures
+from tprnet_jax.report import comparison, figures, tradeoff
 from tprnet_jax.report.comparison import Method
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
@@ -58,7 +59,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 
     Runs that differ in their seed alone are one method, named after the folder of the first of
     them. Prints the table, and writes it to the workdir as `table.md`, `table.csv` and `table.tex`,
-    all figures as `comparison.json`, and some images with the masks of all methods as `sheet.png`.
+    all figures as `comparison.json`, accuracy against time as `tradeoff.png`, and some images with
+    the masks of all methods as `sheet.png`.
 
     Returns:
         What `comparison.json` has.
@@ -117,11 +119,20 @@ def _check(runs: list[Run]) -> None:
 
 
 def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
-    """The runs that differ in their seed alone, under the name of the first one's folder."""
+    """The runs that differ in their seed alone, under the name of the first one's folder.
+
+    Where folders of several methods have the same name, as after --mode=ablate, their paths tell
+    them apart.
+    """
     groups = {}
     for run in runs:
         groups.setdefault(_recipe(run.config), []).append(run)
-    return {seeds[0].workdir.name: seeds for seeds in groups.values()}
+    folders = [seeds[0].workdir.resolve() for seeds in groups.values()]
+    names = [folder.name for folder in folders]
+    if len(set(names)) < len(names):
+        above = os.path.commonpath(folders)
+        names = [str(folder.relative_to(above)) for folder in folders]
+    return dict(zip(names, groups.values(), strict=True))
 
 
 def _recipe(config: ConfigDict) -> str:
@@ -192,4 +203,17 @@ def _write(workdir: Path, report: dict, sheet: np.ndarray) -> None:
     write_whole(workdir / "comparison.json", json.dumps(report, indent=2) + "\n")
     for suffix, format_as in comparison.FORMATS.items():
         write_whole(workdir / f"table{suffix}", format_as(report))
+    write_whole(workdir / "tradeoff.png", tradeoff.draw(_points(report)))
     write_whole(workdir / "sheet.png", encode_png(sheet))
+
+
+def _points(report: dict) -> list[tradeoff.Point]:
+    return [
+        tradeoff.Point(
+            row["name"],
+            row["images_per_second"],
+            row["mean"]["dice"],
+            row.get("sd", {}).get("dice", 0.0),
+        )
+        for row in report["methods"]
+    ]
