@@ -86,33 +86,47 @@ def assert_starts_as_pytorch(net, monkeypatch) -> None:
 
 
 def assert_gradient_is_finite_differences(net) -> None:
-    """In training, by eight numbers anywhere in the parameters; running statistics have none."""
+    """In training, of the logits weighed at random; see `assert_slopes`."""
     rng = np.random.default_rng(2)
-    with jax.enable_x64(True):
-        params = {path: np.float64(leaf) for path, leaf in flatten_dict(random_params(net)).items()}
-        fixed = {path: leaf for path, leaf in params.items() if path[-1] in STATISTICS}
-        free, unravel = jax.flatten_util.ravel_pytree(
-            {path: leaf for path, leaf in params.items() if path not in fixed}
+    image, weight = rng.random((1, 8, 8, 1)), rng.normal(size=(1, 8, 8, 2))
+
+    def loss(params):
+        _, seen = net.apply(
+            {"params": params},
+            image,
+            train=True,
+            mutable=["intermediates"],
+            capture_intermediates=lambda module, _: module.name == "head",
         )
-        image, weight = rng.random((1, 8, 8, 1)), rng.normal(size=(1, 8, 8, 2))
+        (logits,) = seen["intermediates"]["head"]["__call__"]  # Before they become float32.
+        return (weight * logits).sum()
 
-        @jax.jit
-        @jax.value_and_grad
-        def loss(free):
-            _, seen = net.apply(
-                {"params": unflatten_dict(unravel(free) | fixed)},
-                image,
-                train=True,
-                mutable=["intermediates"],
-                capture_intermediates=lambda module, _: module.name == "head",
-            )
-            (logits,) = seen["intermediates"]["head"]["__call__"]  # Before they become float32.
-            return (weight * logits).sum()
+    assert_slopes(loss, random_params(net), rng)
 
-        gradient = np.asarray(loss(free)[1])
-        assert np.isfinite(gradient).all()
-        for index in rng.choice(len(free), 8, replace=False):
-            step = np.zeros(len(free))
-            step[index] = 1e-6
-            slope = (loss(free + step)[0] - loss(free - step)[0]) / 2e-6
-            assert gradient[index] == pytest.approx(float(slope), rel=1e-5, abs=1e-7)
+
+def assert_slopes(loss, params: dict, rng: np.random.Generator) -> None:
+    """The gradient of eight tensors is finite, and in a random direction of each what changes.
+
+    The tensors are drawn. They are no biases, most of which come before a normalisation and have no
+    slope, and no running statistics, whose gradient is none.
+
+    Args:
+        loss: Of the parameters; it is given them, and computed, in float64.
+        params: Of the network.
+        rng: Draws tensors and directions.
+    """
+    fixed = flatten_dict(params)
+    free = [path for path in fixed if path[-1] not in ("bias", *STATISTICS)]
+    chosen = [free[index] for index in rng.choice(len(free), 8, replace=False)]
+    with jax.enable_x64(True):
+        fixed = jax.tree.map(np.float64, fixed)
+        tensors = {path: fixed.pop(path) for path in chosen}
+        slope = jax.jit(jax.value_and_grad(lambda tensors: loss(unflatten_dict(fixed | tensors))))
+        gradients = slope(tensors)[1]
+        for path, tensor in tensors.items():
+            way = rng.normal(size=tensor.shape)
+            ends = [slope(tensors | {path: tensor + step * way})[0] for step in (1e-6, -1e-6)]
+            change = float(ends[0] - ends[1]) / 2e-6
+            assert np.isfinite(gradients[path]).all(), path
+            assert abs(change) > 1e-3, path
+            assert (gradients[path] * way).sum() == pytest.approx(change, rel=1e-5), path
