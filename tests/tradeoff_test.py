@@ -23,11 +23,6 @@ def test_marks_are_where_their_values_are():
     np.testing.assert_allclose(middle[:2], np.add(slow[:2], fast[:2]) / 2, atol=1)
 
 
-def test_a_quoted_dice_is_a_hollow_mark():
-    measured, quoted = _marks([Point("a", 1, 0.8), Point("b", 2, 0.8, quoted=True)])
-    assert measured[2] > 2 * quoted[2]
-
-
 def test_the_deviation_is_a_bar():
     bars = [_marks([Point("a", 1, 0.8, d), Point("b", 2, 0.6)])[0][2] for d in (0.0, 0.05)]
     assert bars[1] > 2 * bars[0]

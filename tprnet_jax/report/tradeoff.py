@@ -21,18 +21,19 @@ class Point(NamedTuple):
         images_per_second: In inference.
         dice: Mean over images.
         deviation: Of it over the seeds of the training; 0 where there is one.
-        quoted: Whether the Dice is another's claim, and has not been measured here.
     """
 
     name: str
     images_per_second: float
     dice: float
     deviation: float = 0.0
-    quoted: bool = False
 
 
 def draw(points: Sequence[Point]) -> bytes:
-    """A mark a point, hollow where its Dice is quoted; names in a column on the right.
+    """A mark a point, with names in a column on the right.
+
+    Args:
+        points: One or more.
 
     Returns:
         A PNG file.
@@ -43,9 +44,9 @@ def draw(points: Sequence[Point]) -> bytes:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    for kind, face in ((False, None), (True, "none")):
-        of_kind = [point for point in points if point.quoted == kind]
-        _mark(axes, of_kind, face)
+    _, speeds, dice, deviations = zip(*points, strict=True)
+    colour = palette.as_hex(palette.SERIES[0])
+    axes.errorbar(speeds, dice, deviations, fmt="o", color=colour, capsize=3)
     axes.set_xlabel("Images a second")
     axes.set_ylabel("Dice")
     axes.grid(alpha=0.3)
@@ -55,21 +56,13 @@ def draw(points: Sequence[Point]) -> bytes:
     return picture.getvalue()
 
 
-def _mark(axes, points: Sequence[Point], face: str | None) -> None:
-    if not points:
-        return
-    _, speeds, dice, deviations, _ = zip(*points, strict=True)
-    colour = palette.as_hex(palette.SERIES[0])
-    axes.errorbar(speeds, dice, deviations, fmt="o", color=colour, mfc=face or colour, capsize=3)
-
-
 def _name(axes, points: Sequence[Point]) -> None:
     """Names the points beside the axes, from best to worst, with a line from each to its name."""
     ordered = sorted(points, key=lambda point: point.dice, reverse=True)
     line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkB": 4, "relpos": (0, 0.5)}
     for point, height in zip(ordered, np.linspace(1, 0, len(ordered)), strict=True):
         axes.annotate(
-            f"{point.name}: {point.dice:.4f}{' (quoted)' if point.quoted else ''}",
+            f"{point.name}: {point.dice:.4f}",
             (point.images_per_second, point.dice),
             xytext=(1.05, height),
             textcoords="axes fraction",
