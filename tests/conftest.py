@@ -1,4 +1,5 @@
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -32,6 +33,9 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)  # For the processes that tests start.
     jax.config.update(name, value)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Tracing makes so many objects that looking for garbage as often as usual takes a tenth of the
+# time.
+gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")

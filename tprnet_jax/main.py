@@ -3,10 +3,10 @@
 import importlib
 import os
 
-from absl import flags, logging
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from tprnet_jax.runtime import cli, devices
+from tprnet_jax.runtime import memory
 from tprnet_jax.runtime.errors import UserError
 
 MODES = (
@@ -31,6 +31,8 @@ PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.
 
 def main(_) -> None:
     """Runs the mode that the flags name; a user's mistake ends with one sentence and status 1."""
+    from tprnet_jax.runtime import cli, devices  # See `start`.
+
     try:
         logging.set_verbosity(logging.ERROR)  # JAX tells of absent TPUs, Grain of JAX's version.
         cli.be_quick_on_cpus()
@@ -48,7 +50,10 @@ def main(_) -> None:
 
 def start() -> None:
     """The console script `tprnet`."""
-    cli.start(main)
+    memory.restart_to_keep_freed()
+    from tprnet_jax.runtime import cli  # Not twice: JAX takes a second to import.
+
+    app.run(main, flags_parser=cli.parse)
 
 
 if __name__ == "__main__":

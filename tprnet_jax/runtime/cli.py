@@ -4,15 +4,15 @@ import ast
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import jax
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import tprnet_jax
-from tprnet_jax.runtime import memory, model_file
+from tprnet_jax.runtime import model_file
 from tprnet_jax.runtime.errors import UserError
 
 PACKAGE = Path(tprnet_jax.__file__).parent
@@ -81,12 +81,6 @@ def _number_or_name(text: str):
 
 
 config_flags.register_flag_parser_for_type(tuple, TupleParser())
-
-
-def start(main: Callable) -> None:
-    """Parses the flags and calls `main`."""
-    memory.restart_to_keep_freed()
-    app.run(main, flags_parser=parse)
 
 
 def parse(argv: list[str]) -> list[str]:
