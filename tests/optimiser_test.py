@@ -136,3 +136,10 @@ def test_schedules_by_epoch(fields, rates):
     rate = optimiser.schedule(_optim(learning_rate=1.0, **fields), 40, 2)
     found = [rate(step) for step in (0, 1, 2, 40)]  # The first, first, second and 21st epoch.
     np.testing.assert_allclose(found, rates, rtol=1e-5)
+
+
+def test_what_was_compiled_for_a_configuration_serves_an_equal_one():
+    """Steps are compiled for one direction and one schedule, as static arguments."""
+    for make in (optimiser.direction, lambda optim: optimiser.schedule(optim, 40, 2)):
+        assert make(_optim()) is make(_optim())
+        assert make(_optim()) is not make(_optim(weight_decay=0.5))

@@ -6,13 +6,25 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from tprnet_jax.runtime.errors import UserError
 
 SCHEDULES = ("poly", "cosine", "constant", "tenths")
 
 
+def _once(make: Callable) -> Callable:
+    """Has `make` called once for equal arguments: what is compiled for its result serves again."""
+    made = functools.cache(make)
+
+    @functools.wraps(make)
+    def call(config: ConfigDict, *rest, **named):
+        return made(FrozenConfigDict(config), *rest, **named)
+
+    return call
+
+
+@_once
 def direction(config: ConfigDict) -> optax.GradientTransformation:
     """What turns gradients into a direction of descent; the learning rate is applied after it.
 
@@ -80,6 +92,7 @@ def orthogonal(matrix: jax.Array) -> jax.Array:
     return product(matrix, factors)
 
 
+@_once
 def schedule(config: ConfigDict, epochs: int, steps_per_epoch: int) -> Callable:
     """Learning rate by step.
 
