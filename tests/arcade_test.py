@@ -468,8 +468,8 @@ def test_no_network_is_a_user_error(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
-    return arcade.prepare(ARCADE, str(tmp_path_factory.mktemp("arcade")))
+def real(real_arcade):
+    return arcade.prepare(ARCADE, str(real_arcade))
 
 
 @pytest.mark.arcade

@@ -288,9 +288,9 @@ def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
 
 @pytest.mark.arcade
 @needs_arcade
-def test_real_arcade_has_five_images_annotated_twice_and_none_in_both_splits(tmp_path):
+def test_real_arcade_has_five_images_annotated_twice_and_none_in_both_splits(real_arcade, tmp_path):
     config = configuration.default()
-    config.data.source, config.data.dir = ARCADE, str(tmp_path / "tfds")
+    config.data.source, config.data.dir = ARCADE, str(real_arcade)
     result = check.run(config, tmp_path)
     assert result["conflicting_duplicates"] == [
         ["20.png", "214.png"],

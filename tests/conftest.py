@@ -1,4 +1,5 @@
 import atexit
+import fcntl
 import gc
 import os
 import shutil
@@ -11,6 +12,7 @@ import pytest
 
 from tprnet_jax import config as configuration
 from tprnet_jax import train
+from tprnet_jax.data import arcade
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.models.unet import UNet
 
@@ -98,3 +100,15 @@ def trained(tmp_path_factory):
     config.eval.batch, config.eval.figures = 2, 2
     train.run(config, folder / "run")
     return config, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def real_arcade(tmp_path_factory):
+    """The folder where the data of TPRNET_ARCADE lie prepared, once for all of pytest's workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    with open(folder / "arcade.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        arcade.prepare(os.environ["TPRNET_ARCADE"], str(folder / "arcade"))
+    return folder / "arcade"
