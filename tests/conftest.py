@@ -35,8 +35,7 @@ for name, value in SETTINGS.items():
     os.environ[name.upper()] = str(value)  # For the processes that tests start.
     jax.config.update(name, value)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tracing makes so many objects that looking for garbage as often as usual takes a tenth of the
-# time.
+# Looking for garbage among the many objects of tracing as often as usual takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
 
 

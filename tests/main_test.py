@@ -117,6 +117,12 @@ def test_values_stand_between_commas(text, values):
     assert cli.TupleParser().parse(text) == values
 
 
+def test_jax_is_not_imported_before_python_starts_anew():
+    code = "import sys, tprnet_jax.main; print('absl' in sys.modules, 'jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True False\n"
+
+
 def test_an_unknown_platform_is_one_sentence():
     done = _run("--config=configs/quickstart.py", JAX_PLATFORMS="abacus")
     assert done.returncode == 1
