@@ -15,6 +15,7 @@ from tprnet_jax.method.state import Trainer, initial_state
 from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
 from tprnet_jax.report import tables
+from tprnet_jax.report.tradeoff import Point
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -113,6 +114,31 @@ def test_the_full_size_is_the_papers(config, monkeypatch):
     benchmark.FullSize(guided)
     assert made[0].model == configuration.default().model
     assert made[0].benchmark == guided.benchmark
+
+
+def test_accuracy_against_time_of_an_evaluated_run(config, tmp_path, monkeypatch):
+    """Twice the speed of eager PyTorch, whose Dice is the paper's."""
+    drawn = []
+    monkeypatch.setattr(benchmark.tradeoff, "draw", lambda points: drawn.append(points) or b"PNG")
+    timed = {"peer": {"eager": 0.5, "compiled": 0.8}, "ratio_to_peer": 2.0}
+    real = config.copy_and_resolve_references()
+    real.data.name = "arcade"
+    run = tmp_path / "run"
+    benchmark._draw_tradeoff(real, run, timed)
+    evaluation = run / "eval" / "validation"
+    evaluation.mkdir(parents=True)
+    (evaluation / "metrics.json").write_text(json.dumps({"final": {"dice": 0.8125}}))
+    benchmark._draw_tradeoff(config, run, timed)  # Phantoms are not what the paper reports.
+    assert not drawn
+    benchmark._draw_tradeoff(real, run, timed)
+    assert (run / "tradeoff.png").read_bytes() == b"PNG"
+    assert drawn == [
+        [
+            Point("run", 1.0, 0.8125),
+            Point("PyTorch, eager", 0.5, 0.8370, quoted=True),
+            Point("PyTorch, compiled", 0.8, 0.8370, quoted=True),
+        ]
+    ]
 
 
 def test_the_patches_are_those_of_the_true_masks(config, result):

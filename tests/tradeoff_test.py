@@ -26,3 +26,8 @@ def test_marks_are_where_their_values_are():
 def test_the_deviation_is_a_bar():
     bars = [_marks([Point("a", 1, 0.8, d), Point("b", 2, 0.6)])[0][2] for d in (0.0, 0.05)]
     assert bars[1] > 2 * bars[0]
+
+
+def test_what_is_quoted_is_hollow():
+    areas = [_marks([Point("a", 1, 0.8, quoted=q), Point("b", 2, 0.6)])[0][2] for q in (0, 1)]
+    assert areas[1] < 0.7 * areas[0]

@@ -23,18 +23,23 @@ from tprnet_jax.method.state import Trainer, initial_state
 from tprnet_jax.peer import ours
 from tprnet_jax.peer import process as peer
 from tprnet_jax.peer.ours import Batch, Subject
-from tprnet_jax.report import tables
+from tprnet_jax.report import tables, tradeoff
+from tprnet_jax.report.tradeoff import Point
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
 from tprnet_jax.workdir import NETWORK
 
 PHANTOM_SIDE = 512
+PAPER_DICE = 0.8370  # Of TPRNet on ARCADE's validation split: the paper's Table I.
 MATRIX, COPIED = 4096, 2**26  # Sides of the product, and numbers to copy, that measure the machine.
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
     """Times inference and training, prints a table, writes `workdir/benchmark.json`.
+
+    With the peer at the paper's sizes, a run that has been evaluated on the paper's test images is
+    drawn beside it by accuracy and time, as `workdir/tradeoff.png`.
 
     Inference is on one device, training on those that share the batch. The weights are random. The
     patches are sampled on the true centrelines, so that there are as many as a trained network asks
@@ -69,6 +74,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
             result[task] |= _beside(subject, task, call, peers, everything)
     workdir.mkdir(parents=True, exist_ok=True)
     write_whole(workdir / "benchmark.json", json.dumps(result, indent=2) + "\n")
+    if peers and _released(config) == configuration.cascade(configuration.default()):
+        _draw_tradeoff(config, workdir, result["inference"])
     print(tables.of_speed(result))
     return result
 
@@ -271,14 +278,35 @@ class FullSize:
 
 
 def _peers(config: ConfigDict) -> dict[str, peer.Peer | FullSize]:
-    """The released system with networks like ours, or else at its own size, and ours at that."""
-    published = configuration.default()
-    if all(config.model[field] == published.model[field] for field in NETWORK):
-        cascade, peers = configuration.cascade(config), {}
-    else:
-        cascade, peers = configuration.cascade(published), {"full size": FullSize(config)}
+    """The released system and, where its networks are not like ours, TPRNet at its sizes."""
+    released = _released(config)
+    peers = {} if released == configuration.cascade(config) else {"full size": FullSize(config)}
     compiled = {"eager": False, "compiled": True}
-    return peers | {name: peer.Peer(cascade, value) for name, value in compiled.items()}
+    return peers | {name: peer.Peer(released, value) for name, value in compiled.items()}
+
+
+def _released(config: ConfigDict) -> Cascade:
+    """What the released system is built as: our networks if they are of its kind, or its own."""
+    published = configuration.default()
+    alike = all(config.model[field] == published.model[field] for field in NETWORK)
+    return configuration.cascade(config if alike else published)
+
+
+def _draw_tradeoff(config: ConfigDict, workdir: Path, timed: dict) -> None:
+    """Ours by the Dice of its evaluation, the released system by what the paper says."""
+    metrics = workdir / "eval" / "validation" / "metrics.json"
+    if config.data.name != "arcade" or not metrics.is_file():
+        return
+    dice = json.loads(metrics.read_text())["final"]["dice"]
+    write_whole(workdir / "tradeoff.png", tradeoff.draw(_points(workdir.name, dice, timed)))
+
+
+def _points(name: str, dice: float, timed: dict) -> list[Point]:
+    released = [
+        Point(f"PyTorch, {kind}", timed["peer"][kind], PAPER_DICE, quoted=True)
+        for kind in ("eager", "compiled")
+    ]
+    return [Point(name, timed["peer"]["eager"] * timed["ratio_to_peer"], dice), *released]
 
 
 def _beside(subject: Subject, task: str, call, peers: dict, batch: Batch) -> dict:

@@ -21,16 +21,18 @@ class Point(NamedTuple):
         images_per_second: In inference.
         dice: Mean over images.
         deviation: Of it over the seeds of the training; 0 where there is one.
+        quoted: Whether the Dice is another's report, not measured here.
     """
 
     name: str
     images_per_second: float
     dice: float
     deviation: float = 0.0
+    quoted: bool = False
 
 
 def draw(points: Sequence[Point]) -> bytes:
-    """A mark a point, with names in a column on the right.
+    """A mark a point, hollow if its Dice is quoted, with names in a column on the right.
 
     Args:
         points: One or more.
@@ -44,9 +46,10 @@ def draw(points: Sequence[Point]) -> bytes:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    _, speeds, dice, deviations = zip(*points, strict=True)
     colour = palette.as_hex(palette.SERIES[0])
-    axes.errorbar(speeds, dice, deviations, fmt="o", color=colour, capsize=3)
+    for _, speed, dice, deviation, quoted in points:
+        inside = "white" if quoted else colour
+        axes.errorbar(speed, dice, deviation, fmt="o", color=colour, mfc=inside, capsize=3)
     axes.set_xlabel("Images a second")
     axes.set_ylabel("Dice")
     axes.grid(alpha=0.3)
@@ -62,7 +65,7 @@ def _name(axes, points: Sequence[Point]) -> None:
     line = {"arrowstyle": "-", "color": "0.6", "linewidth": 0.7, "shrinkB": 4, "relpos": (0, 0.5)}
     for point, height in zip(ordered, np.linspace(1, 0, len(ordered)), strict=True):
         axes.annotate(
-            f"{point.name}: {point.dice:.4f}",
+            f"{point.name}: {point.dice:.4f}" + " (quoted)" * point.quoted,
             (point.images_per_second, point.dice),
             xytext=(1.05, height),
             textcoords="axes fraction",
