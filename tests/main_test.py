@@ -14,6 +14,7 @@ import pytest
 import tprnet_jax
 from tprnet_jax import main
 from tprnet_jax.runtime import cli, model_file
+from tprnet_jax.runtime.errors import UserError
 
 
 def _run(*arguments, **variables):
@@ -168,6 +169,28 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
         (["--mode=predict"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=predict"]),
         (["--mode=serve"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=serve"]),
         (["--mode=export"], ["--config=SHIPPED", "--workdir=SHIPPED", "--mode=export"]),
+        (
+            ["--mode=convert", "--config.convert.input=shipped", "--workdir=NEW"],
+            [
+                "--config=SHIPPED",
+                "--mode=convert",
+                "--config.convert.input=shipped",
+                "--workdir=NEW",
+            ],
+        ),
+        (
+            ["--mode=convert", "--config.convert.input=RUN/model.npz"],
+            ["--config=RUN/model.npz", "--mode=convert", "--config.convert.input=RUN/model.npz"],
+        ),
+        (
+            ["--mode=convert", "--workdir=RUN", "--config.convert.output=a.npz"],
+            [
+                "--config=RUN/config.json",
+                "--mode=convert",
+                "--workdir=RUN",
+                "--config.convert.output=a.npz",
+            ],
+        ),
     ],
 )
 def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):
@@ -179,6 +202,11 @@ def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):
         return [a.replace("SHIPPED", shipped).replace("RUN", str(tmp_path)) for a in arguments]
 
     assert cli._with_config(["main", *filled(given)]) == ["main", *filled(with_config)]
+
+
+def test_a_model_file_to_import_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"^--config\.convert\.input=absent\.npz is not a file"):
+        cli._with_config(["main", "--mode=convert", "--config.convert.input=absent.npz"])
 
 
 def test_nothing_given_is_said():
@@ -211,6 +239,7 @@ def test_the_workdir_is_named_after_the_configuration():
     name = cli.named_after
     assert name("configs/tprnet.py:global,augmented") == Path("runs/tprnet_global_augmented")
     assert name(f"{cli.SAVED}:runs/first/config.json") == Path("runs/first_again")
+    assert name(f"{cli.SAVED}:models/mine.npz") == Path("runs/mine")
 
 
 def test_eval_of_another_architecture_names_the_difference(trained):

@@ -144,6 +144,8 @@ def test_a_model_file_becomes_a_run_again(trained, model_path, tmp_path):
     again, direct = tprnet_jax.load(tmp_path / "run"), tprnet_jax.load(model_path)
     jax.tree.map(np.testing.assert_array_equal, again.params, direct.params)
     assert again.side == 64
+    stored = configuration.get_config(tmp_path / "run" / "config.json")
+    assert stored.convert.input == ""  # So that it can be exported by --workdir alone.
 
 
 def test_what_is_not_there_is_named(tmp_path):
@@ -153,11 +155,24 @@ def test_what_is_not_there_is_named(tmp_path):
         tprnet_jax.load(tmp_path / "absent.npz")
 
 
-def test_the_memory_named_is_what_xla_allots(model):
-    """For a network wide enough that its first maps are most of it."""
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [
+        ("unet", (16, 32, 32, 32)),
+        ("nnunet", (16, 32, 32, 32)),
+        ("resunet", (16, 16, 32)),
+        ("coanet", (16, 32, 64, 128)),
+        ("dscnet", (16, 16, 16, 16)),
+        ("umamba_enc", (16, 32, 32, 32)),
+        ("lkm_unet", (16, 16, 32)),
+    ],
+)
+def test_the_memory_named_is_what_xla_allots(model, network, channels):
+    """For networks wide enough that their first maps are most of it."""
     config = configuration.default()
     config.model.branches = ("global",)
-    config.model.global_channels = (16, 32, 32, 32)
+    config.model.global_net, config.model.global_channels = network, channels
+    config.model.global_size = (256, 256)
     cascade = configuration.cascade(config)
     images = jax.ShapeDtypeStruct((1, 256, 256, 1), np.float32)
     shapes = segmenter.param_shapes(cascade)

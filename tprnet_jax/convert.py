@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             "them: a checkpoint to import, or a file to export to"
         )
     cascade = configuration.cascade(config)
-    if given == "shipped" or (given or wanted).endswith(model_file.SUFFIX):
+    if model_file.located(given or wanted).suffix == model_file.SUFFIX:
         if given:
             params, name, trained_at = segmenter.parameters(given, param_shapes(cascade))
             return _make_run(config, params, workdir, name, trained_at)
@@ -80,7 +80,9 @@ def _make_run(
         average = params if config.train.ema else None
         checkpoints.save(manager, 0, State(zero, params, optim, zero, average).parts)
         checkpoints.finish(manager)
-    write_config(config, workdir, trained_at)
+    kept = config.copy_and_resolve_references()
+    kept.convert.input = ""
+    write_config(kept, workdir, trained_at)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{count:,} parameters ({', '.join(params)}) of {source} imported into {workdir}")
 

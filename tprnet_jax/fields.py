@@ -170,7 +170,7 @@ FIELDS = {
     "serve": _SERVE,
     "benchmark": _BENCHMARK,
     "convert": {
-        "input": "",  # A PyTorch checkpoint to import into the workdir.
+        "input": "",  # To import into the workdir: a PyTorch checkpoint, NAME.npz, or "shipped".
         "output": "",  # Or the file to export the workdir's checkpoint to; or NAME.npz, a model.
     },
     "compare": {

@@ -15,10 +15,17 @@ from tprnet_jax import workdir
 from tprnet_jax.data.images import stretch
 from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.models.coanet import CoANet
+from tprnet_jax.models.dscnet import DSCNet
+from tprnet_jax.models.lkm_unet import LKMUNet
+from tprnet_jax.models.resunet import ResUNet
+from tprnet_jax.models.umamba import UMamba
 from tprnet_jax.runtime import checkpoints, devices, model_file
 from tprnet_jax.runtime.errors import UserError
 
 LEAST = 32  # Smallest side of an image, pixels.
+# How many of a network's first maps XLA allots to it, rounded up; 5 to all others.
+_MAPS = {ResUNet: 8, CoANet: 10, DSCNet: 16, UMamba: 10, LKMUNet: 48}
 
 
 class Segmentation(NamedTuple):
@@ -126,11 +133,11 @@ class Segmenter(NamedTuple):
     def bytes_for(self, seen: tuple[int, int]) -> int:
         """About the most memory that the networks take for an image that they see at this size.
 
-        What XLA allots to GlobalNet is 4 to 4.5 of its first maps; the rest is what goes in and
-        comes out.
+        That is what XLA allots to GlobalNet, in float32, and what goes in and comes out.
         """
         net = self.cascade.global_net
-        return seen[0] * seen[1] * (20 * net.channels[0] // net.fold**2 + 64)
+        first_map = 4 * net.channels[0] / getattr(net, "fold", 1) ** 2
+        return round(seen[0] * seen[1] * (_MAPS.get(type(net), 5) * first_map + 64))
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -170,7 +177,7 @@ def load(path: str | Path | None = None) -> Segmenter:
     Raises:
         UserError: There is no usable model.
     """
-    path = located(path or "")
+    path = model_file.located(path or "")
     file = path if path.suffix == model_file.SUFFIX else path / "config.json"
     return of(configuration.get_config(file), path)
 
@@ -194,20 +201,15 @@ def parameters(path: str, expected: dict) -> tuple[dict, str, int | None]:
     """Parameters to start a training from, whose they are, and the side of their images.
 
     Args:
-        path: See `located`; of a run, the best checkpoint counts.
+        path: See `model_file.located`; of a run, the best checkpoint counts.
         expected: Parameters, or their shapes and types.
 
     Raises:
         UserError: There is no model, or it has other networks.
     """
-    found = located(path)
+    found = model_file.located(path)
     if found.suffix == model_file.SUFFIX:
         params, about = model_file.read(found, expected)
         return jax.device_put(params), about["name"], about["side"]
     params, step = checkpoints.restore_params(found, "best", expected)
     return params, f"step {step} of {found}", workdir.side(found)
-
-
-def located(path: str | Path) -> Path:
-    """A workdir or model file; nothing or "shipped" is the model that comes along."""
-    return model_file.SHIPPED if path in ("", "shipped") else Path(path).expanduser()

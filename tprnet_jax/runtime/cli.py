@@ -123,7 +123,7 @@ def _with_config(argv: list[str]) -> list[str]:
     """The arguments, with the `--config` that a run or a model file has if none is given.
 
     To predict, serve or export, the model that comes along does where there is neither; to compare
-    runs, the first one's configuration.
+    runs, the first one's configuration; to make a run of a model file, that file's.
     """
     if _given(argv, "config") is not None:
         return argv
@@ -131,19 +131,33 @@ def _with_config(argv: list[str]) -> list[str]:
     if workdir is None and mode in WORKDIRS:
         workdir = WORKDIRS[mode]
         argv = [argv[0], f"--workdir={workdir}", *argv[1:]]
+    known = _known(argv, mode, workdir)
+    # Flags of its fields are known only after it.
+    return [argv[0], f"--config={known}", *argv[1:]] if known else argv
+
+
+def _known(argv: list[str], mode: str | None, workdir: str | None) -> Path | None:
+    """The file that has the configuration of what a command is about, if there is one."""
     if mode == "compare":
-        workdir = (_given(argv, "config.compare.runs") or "").strip(" ()[]'\"").split(",")[0]
+        first = (_given(argv, "config.compare.runs") or "").strip(" ()[]'\"").split(",")[0]
+        known = Path(first).expanduser() / "config.json"
+        if not known.is_file():
+            raise UserError(
+                f"--config.compare.runs={first} is no run (no {known}); give the workdirs of "
+                "evaluated runs, such as --config.compare.runs=runs/a,runs/b"
+            )
+        return known
+    imported = _given(argv, "config.convert.input") if mode == "convert" else None
+    if imported and (model := model_file.located(imported)).suffix == model_file.SUFFIX:
+        if not model.is_file():
+            raise UserError(
+                f"--config.convert.input={imported} is not a file; give a model file, or shipped "
+                "for the model that comes along"
+            )
+        return model
     path = Path(workdir or "").expanduser()
     known = path if path.suffix == model_file.SUFFIX else path / "config.json"
-    if mode == "compare" and not known.is_file():
-        raise UserError(
-            f"--config.compare.runs={workdir} is no run (no {known}); give the workdirs of "
-            "evaluated runs, such as --config.compare.runs=runs/a,runs/b"
-        )
-    if workdir is None or not known.is_file():
-        return argv
-    # Flags of its fields are known only after it.
-    return [argv[0], f"--config={known}", *argv[1:]]
+    return known if workdir and known.is_file() else None
 
 
 def _what_is_missing(workdir: str | None) -> str:
@@ -208,6 +222,8 @@ def workdir(given: str | None) -> Path:
 def named_after(config: str) -> Path:
     """The folder of a run with this value of `--config`, if no other is given."""
     path, _, argument = config.partition(":")
+    if path == SAVED and argument.endswith(model_file.SUFFIX):
+        return Path("runs") / Path(argument).stem
     if path == SAVED:
         return Path("runs") / f"{Path(argument).resolve().parent.name}_again"
     return Path("runs") / "_".join([Path(path).stem, *filter(None, argument.split(","))])

@@ -20,6 +20,11 @@ SHIPPED = Path(tprnet_jax.__file__).parent / "shipped" / "compact.npz"  # That c
 ABOUT = "about"  # Beside the parameters; its text is JSON.
 
 
+def located(path: str | Path) -> Path:
+    """A workdir or model file; nothing or "shipped" is the model that comes along."""
+    return SHIPPED if path in ("", "shipped") else Path(path).expanduser()
+
+
 def write(path: Path, params: dict, about: dict) -> None:
     """Writes a model, whole or not at all.
 
