@@ -227,7 +227,7 @@ def test_a_clock_gives_each_stage_its_time(monkeypatch):
     assert clock.seconds == {"a": 4.0, "b": 2.0}
 
 
-@pytest.mark.parametrize("batches", [(), (0, 2)])
+@pytest.mark.parametrize("batches", [(), (0, 2), ("a",)])
 def test_batches_that_cannot_be_timed(config, tmp_path, batches):
     wrong = config.copy_and_resolve_references()
     wrong.benchmark.batches = batches

@@ -103,3 +103,23 @@ def test_runs_on_other_images(trained, runs, tmp_path):
     config.compare.runs = (*config.compare.runs, str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"on 2 images and that in .* on 3, of which 2 are the"):
         compare.run(config, tmp_path / "out")
+
+
+def test_images_in_another_order_are_paired_by_name(trained, runs, tmp_path):
+    shutil.copytree(runs / "better", tmp_path / "better")
+    table = tmp_path / "better" / "eval" / "validation" / "per_image.csv"
+    header, *rows = table.read_text().splitlines()
+    table.write_text("\n".join([header, *rows[::-1]]) + "\n")
+    config = _asked(trained[0], runs, "first")
+    config.compare.runs = (*config.compare.runs, str(tmp_path / "better"))
+    _, better = compare.run(config, tmp_path / "out")["methods"]
+    assert better["against_first"]["interval"] == pytest.approx([0.1, 0.1], abs=1e-6)
+
+
+def test_images_that_are_no_longer_those_of_the_evaluation(trained, runs, tmp_path):
+    for name in ("first", "better"):
+        shutil.copytree(runs / name, tmp_path / name)
+        table = tmp_path / name / "eval" / "validation" / "per_image.csv"
+        table.write_text("\n".join(table.read_text().splitlines()[:-1]) + "\n")
+    with pytest.raises(UserError, match=r"^the images of validation are others than when the run"):
+        compare.run(_asked(trained[0], tmp_path, "first", "better"), tmp_path / "out")

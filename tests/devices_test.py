@@ -21,7 +21,7 @@ import json, sys
 from pathlib import Path
 from tprnet_jax import config as configuration, train
 from tprnet_jax.runtime import devices, progress
-devices.join(sys.argv[3], 2, int(sys.argv[4]))
+devices.join(sys.argv[3], *map(int, sys.argv[4:]))
 config = configuration.default()
 config.update(json.loads(sys.argv[1]))
 progress.LOG_EVERY = 1
@@ -46,14 +46,15 @@ def config(tmp_path_factory):
     return config
 
 
-def _start(config, workdir, count, coordinator="", process=0):
+def _start(config, workdir, count, *joined):
     flags = os.environ | {
         "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
+    coordinator, *numbers = joined or ("",)
     command = [sys.executable, "-c", TRAIN, config.to_json(), str(workdir), coordinator]
     return subprocess.Popen(
-        [*command, str(process)],
+        [*command, *map(str, numbers)],
         env=flags,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -86,7 +87,7 @@ def two_of_four(config, tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"localhost:{free.getsockname()[1]}"
-    return _train(workdir, *(_start(config, workdir, 4, coordinator, n) for n in (0, 1)))
+    return _train(workdir, *(_start(config, workdir, 4, coordinator, 2, n) for n in (0, 1)))
 
 
 @pytest.mark.parametrize("shared", ["eight", "two_of_four"])
@@ -139,6 +140,30 @@ def test_a_batch_that_processes_cannot_share_is_a_users_mistake(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     with pytest.raises(UserError, match=r"config\.train\.batch is 6, but there are 4 processes"):
         devices.mesh(6)
+
+
+@pytest.mark.parametrize(
+    ("flags", "mend"),
+    [
+        (("", 2, 0), "give the first process's ADDRESS:PORT as --coordinator"),
+        (("auto", 2, 0), "give the first process's ADDRESS:PORT as --coordinator"),
+        (("localhost:1", None, None), "give all three"),
+        (("localhost:1", 2, None), "give all three"),
+        (("localhost", 2, 0), "give all three"),
+        (("localhost:1", 2, 2), "give a --process from 0 to 1"),
+        (
+            ("auto", None, None),
+            r"^JAX cannot join the other processes \(.*\); correct",
+        ),
+    ],
+)
+def test_flags_of_several_processes_that_do_not_go_together(monkeypatch, flags, mend):
+    def fail():
+        raise ValueError("no cluster")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(UserError, match=mend):
+        devices.join(*flags)
 
 
 class _Pending:

@@ -437,6 +437,26 @@ def test_palette_is_looked_up(tmp_path, bits):
         ({"PixelSpacing": [0.2, 0.25]}, (0.2, 0.25), False),
         ({"PixelSpacing": [0.2, 0.25], "ImagerPixelSpacing": [0.3, 0.3]}, (0.2, 0.25), False),
         ({"ImagerPixelSpacing": [0.3, 0.45]}, (0.3, 0.45), True),
+        # Equal, and not said to be calibrated: both are the detector's.
+        ({"PixelSpacing": [0.3, 0.45], "ImagerPixelSpacing": [0.3, 0.45]}, (0.3, 0.45), True),
+        (
+            {
+                "PixelSpacing": [0.3, 0.3],
+                "ImagerPixelSpacing": [0.3, 0.3],
+                "PixelSpacingCalibrationType": "GEOMETRY",
+            },
+            (0.3, 0.3),
+            False,
+        ),
+        (
+            {
+                "PixelSpacing": [0.3, 0.45],
+                "ImagerPixelSpacing": [0.3, 0.45],
+                "EstimatedRadiographicMagnificationFactor": 1.5,
+            },
+            (0.3 / 1.5, 0.45 / 1.5),
+            False,
+        ),
         (
             {"ImagerPixelSpacing": [0.3, 0.45], "EstimatedRadiographicMagnificationFactor": 1.5},
             (0.3 / 1.5, 0.45 / 1.5),

@@ -35,6 +35,15 @@ def test_sixteen_bits_are_stretched_over_their_own_range(tmp_path):
     np.testing.assert_array_equal(grey, np.array([[0, 0.5], [0.25, 1]], np.float32))
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("kind", ["minisblack", "miniswhite"])
+def test_what_is_bright_in_a_tiff_is_for_it_to_say(tmp_path, dtype, kind):
+    stored = np.linspace(0, np.iinfo(dtype).max, 16).astype(dtype).reshape(4, 4)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=kind)
+    shown = stored if kind == "minisblack" else np.iinfo(dtype).max - stored
+    np.testing.assert_array_equal(images.read_stored(tmp_path / "a.tif"), shown)
+
+
 def test_float_tiff_is_stretched_over_its_own_range(tmp_path):
     stored = np.array([[-2.0, 0.0, 6.0]], np.float32)
     grey = images.read_grey(write(tmp_path / "a.tiff", stored))

@@ -29,6 +29,14 @@ def test_a_file_is_named_after_itself(tmp_path):
     assert inputs.find(str(tmp_path / "x.y.png")).inputs == [(tmp_path / "x.y.png", "x.y")]
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("a/x.PNG", "a/x"), ("x.y.dcm", "x.y"), ("a/1.2.840.5", "a/1.2.840.5"), ("IM01", "IM01")],
+)
+def test_only_what_says_the_kind_of_a_file_is_no_part_of_its_name(path, name):
+    assert inputs.without_suffix(Path(path)) == Path(name)
+
+
 def test_files_of_other_types_are_said(tmp_path):
     _write(tmp_path / "a.png")
     for name in ("n.txt", "m.txt", "deep/x.xlsx", "README"):

@@ -152,6 +152,32 @@ def test_what_is_finished_is_not_segmented_again(trained, tmp_path, monkeypatch)
     assert all((target / name).stat().st_mtime_ns != after[name] for name in after)
 
 
+def test_outputs_of_another_file_of_the_same_name_are_left_alone(trained, tmp_path, capsys):
+    first, second, target = tmp_path / "in1", tmp_path / "in2", tmp_path / "out"
+    _write(first, a=("png", 64, 64), b=("png", 64, 64))
+    _write(second, a=("png", 80, 64), b=("png", 64, 64))
+    (second / "b.png").write_bytes((first / "b.png").read_bytes())
+    predict.run(_config(trained, first, target), trained[1])
+    before = (target / "a_mask.png").read_bytes()
+    config = _config(trained, second, target)
+    for _ in range(2):  # The first time does not make it what the second expects.
+        with pytest.raises(UserError, match="1 of 2 files could not be segmented"):
+            predict.run(config, trained[1])
+        said = capsys.readouterr()
+        assert f"{second / 'a.png'} is not the file that {target} has outputs of" in said.err
+        assert "1 of 2 files segmented" in said.out
+        assert "1 of them before" in said.out  # A copy is the same file.
+        assert (target / "a_mask.png").read_bytes() == before
+    files = json.loads((target / "manifest.json").read_text())["files"]
+    assert [file["outputs"] for file in files] == [[], ["b_mask.png", "b_overlay.png"]]
+    config.predict.overwrite = True
+    predict.run(config, trained[1])
+    assert _mask(target / "a_mask.png").shape == (80, 64)
+    config.predict.overwrite = False
+    predict.run(config, trained[1])
+    assert "2 of them before" in capsys.readouterr().out
+
+
 def test_the_report_also_covers_what_was_done_before(trained, tmp_path):
     source, target = tmp_path / "in", tmp_path / "out"
     _write(source, a=("png", 64, 64), b=("png", 64, 48))

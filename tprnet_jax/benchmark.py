@@ -56,19 +56,20 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     settings = config.benchmark
     configuration.check(config)
     cascade = configuration.cascade(config)
-    sizes = sorted(settings.batches)
-    if not sizes or sizes[0] < 1 or any(side < 1 for side in settings.sides):
+    sizes, sides = tuple(settings.batches), tuple(settings.sides)
+    if not sizes or not all(isinstance(count, int) and count > 0 for count in (*sizes, *sides)):
         raise UserError(
-            f"config.benchmark.batches is {settings.batches} and sides {settings.sides}; give "
-            "positive whole numbers, and at least one batch"
+            f"config.benchmark.batches is {sizes} and sides {sides}; give positive whole numbers, "
+            "and at least one batch"
         )
+    sizes = sorted(sizes)
     peers = _peers(config) if settings.peer else {}
     everything, source = _load(config, sizes[-1])
     subject = _subject(config)
     machine = _machine(config.model.dtype)
     result = {"device": _device(), "images": source, "dtype": config.model.dtype, **machine}
     for task, call in (("inference", _segment), ("training", ours.train)):
-        result[task] = _task(subject, task, call, everything, sizes, settings.sides)
+        result[task] = _task(subject, task, call, everything, sizes, sides)
         _against_machine(result[task], cascade, everything, machine)
         if peers:
             result[task] |= _beside(subject, task, call, peers, everything)

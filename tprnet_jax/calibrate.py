@@ -71,7 +71,7 @@ def _report(counts: np.ndarray, temperature: float) -> tuple[dict, bytes]:
             _calibration(value, each, calibration.log_loss(total, value))
             for value, each in found.items()
         ],
-        "thresholds": [_threshold(each) for each in calibration.thresholds(counts)],
+        "thresholds": [_threshold(each) for each in calibration.thresholds(counts, temperature)],
     }
     named = {f"temperature {value:.2f}": each for value, each in found.items()}
     return report, calibration.draw(named)

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         UserError: A run has not been evaluated, or on other images than the first.
     """
     runs = [_read(Path(str(path)).expanduser(), config.eval.split) for path in config.compare.runs]
-    _check(runs)
+    runs = _in_one_order(runs)
     shown = _shown(runs[0], config)
     masks, methods = {}, []
     for name, seeds in _by_method(runs).items():
@@ -101,7 +101,8 @@ def _read(workdir: Path, split: str) -> Run:
     return Run(workdir, config, [row["name"] for row in rows], metrics)
 
 
-def _check(runs: list[Run]) -> None:
+def _in_one_order(runs: list[Run]) -> list[Run]:
+    """The runs, with the images of all in the order of the first one's."""
     if len(runs) < 2:
         raise UserError(
             f"config.compare.runs names {len(runs)} runs; give the workdirs of two or more, such "
@@ -116,6 +117,15 @@ def _check(runs: list[Run]) -> None:
                 f"{first.workdir} on {len(first.images)}, of which {alike} are the same; evaluate "
                 "both on the same images"
             )
+    return [_reordered(run, first.images) for run in runs]
+
+
+def _reordered(run: Run, images: list[str]) -> Run:
+    place = {name: index for index, name in enumerate(run.images)}
+    order = [place[name] for name in images]
+    return run._replace(
+        images=images, metrics={name: values[order] for name, values in run.metrics.items()}
+    )
 
 
 def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
@@ -149,7 +159,12 @@ def _shown(first: Run, config: ConfigDict) -> list[Shown]:
     data.source, data.dir = config.data.source or data.source, config.data.dir or data.dir
     source = loader.examples(loader.prepare(data), config.eval.split)
     chosen = figures.choose(first.metrics["dice"].tolist(), config.compare.images)
-    examples = [source[index] for index in chosen]
+    examples = [source[index] for index in chosen if len(source) == len(first.images)]
+    if [e["name"].decode() for e in examples] != [first.images[index] for index in chosen]:
+        raise UserError(
+            f"the images of {config.eval.split} are others than when the run in {first.workdir} "
+            "was evaluated; evaluate all runs again"
+        )
     return [
         Shown(e["name"].decode(), e["image"], np.asarray(e["mask"][..., 0]) > 127) for e in examples
     ]

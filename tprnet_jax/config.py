@@ -131,14 +131,26 @@ def _must_be(low: float, high: float) -> str:
     return f"it must be at least {low} and {upper}"
 
 
+def _are_counts(values: tuple) -> bool:
+    return all(isinstance(value, int) and value > 0 for value in values)
+
+
 def _check_augmentation(fields: ConfigDict) -> None:
+    usual = augment.Settings()._asdict()
     for field, (low, high) in augment.BOUNDS.items():
-        value = fields[field]
-        given = value if isinstance(value, tuple) else (value,)
+        is_range = isinstance(usual[field], tuple)
+        given = fields[field] if is_range else (fields[field],)
+        shown = ",".join(map(str, given))
+        if is_range and not (len(given) == 2 and all(isinstance(v, int | float) for v in given)):
+            example = ",".join(map(str, usual[field]))
+            raise UserError(
+                f"config.augment.{field} is {shown}; give two numbers, such as "
+                f"--config.augment.{field}={example}"
+            )
         if not all(_is_within(v, low, high) for v in given) or given[0] > given[-1]:
             raise UserError(
-                f"config.augment.{field} is {value}; {_must_be(low, high)}"
-                + (", and the smaller bound first" if isinstance(value, tuple) else "")
+                f"config.augment.{field} is {shown}; {_must_be(low, high)}"
+                + (", and the smaller bound first" if is_range else "")
             )
 
 
@@ -171,7 +183,7 @@ def _check_branches(model: ConfigDict, remat: tuple[str, ...]) -> None:
         raise UserError(f"config.train.remat is {remat}; choose among {branches}")
     for branch in branches:
         channels = tuple(model[f"{branch}_channels"])
-        if not channels or not all(isinstance(c, int) and c > 0 for c in channels):
+        if not channels or not _are_counts(channels):
             raise UserError(
                 f"config.model.{branch}_channels is {channels}; give a positive whole number for "
                 "each stage, at least one"
@@ -190,6 +202,9 @@ def _check_global_net(config: ConfigDict) -> None:
                 f"{field} is for GlobalNet's own network, but config.model.global_net is "
                 f"{model.global_net!r}; leave it out, or set the network to 'unet'"
             )
+    size = tuple(model.global_size)
+    if len(size) != 2 or not _are_counts(size):
+        raise UserError(f"config.model.global_size is {size}; give height and width in pixels")
     if model.global_auxiliary and not networks.has_auxiliary(model.global_net):
         having = ", ".join(filter(networks.has_auxiliary, NETWORKS))
         raise UserError(

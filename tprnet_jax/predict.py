@@ -24,6 +24,7 @@ from tprnet_jax.data.angiogram import Angiogram
 from tprnet_jax.data.images import read_stored
 from tprnet_jax.data.inputs import Input
 from tprnet_jax.report import destination, dicom_seg, html, outputs, pictures
+from tprnet_jax.report.destination import OF_FILE, OF_IMAGE, Earlier
 from tprnet_jax.report.journal import Journal
 from tprnet_jax.report.outputs import Segmented
 from tprnet_jax.runtime import devices
@@ -32,15 +33,6 @@ from tprnet_jax.runtime.files import write_or_tell, write_whole
 from tprnet_jax.runtime.threads import ahead
 from tprnet_jax.segmenter import Segmentation, Segmenter
 
-# What is written of each image, and of each file as a whole, by the end of its name.
-OF_IMAGE = {
-    "mask": "_mask.png",
-    "probability": "_probability.png",
-    "overlay": "_overlay.png",
-    "contours": "_contours.json",
-    "tree": "_tree.json",
-}
-OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
 OUTPUTS = (*OF_IMAGE, *OF_FILE)
 WRITERS = 2
 MOST_WAITING = 8  # Files to write that may wait, so that memory stays bounded.
@@ -84,14 +76,14 @@ def run(config: ConfigDict, workdir: Path) -> None:
     _check_outputs(config.predict)
     model = segmenter.of(config, workdir)
     output = destination.make(config.predict, listing)
-    manifest = destination.begin_manifest(config.predict, model, output)
+    manifest, earlier = destination.begin_manifest(config.predict, model, listing, output)
     if devices.is_first():
         for sentence in (*listing.notes, *listing.problems):
             say(sentence)
     start = time.monotonic()
     share = inputs.share(listing.inputs, jax.process_index(), jax.process_count())
     journal = Journal(len(share), pictures.BUDGET // jax.process_count())
-    records, entries = _segment(Job(config.predict, output, model, journal), share)
+    records, entries = _segment(Job(config.predict, output, model, earlier, journal), share)
     manifest["seconds"] = round(time.monotonic() - start, 3)
     destination.end_manifest(manifest, listing, records, output)
     failed = len(listing.problems) + sum("error" in record for record in records)
@@ -156,8 +148,16 @@ class Job:
         writers: The file that each output is of.
     """
 
-    def __init__(self, config: ConfigDict, output: Path, model: Segmenter, journal: Journal):
-        self.config, self.output, self.model, self.journal = config, output, model, journal
+    def __init__(
+        self,
+        config: ConfigDict,
+        output: Path,
+        model: Segmenter,
+        earlier: Earlier,
+        journal: Journal,
+    ):
+        self.config, self.output, self.model = config, output, model
+        self.earlier, self.journal = earlier, journal
         self.records, self.seen, self.writers = [], set(), {}
 
     def run(self, files: Iterable[Input]) -> None:
@@ -199,6 +199,11 @@ class Job:
         say(str(error))
 
     def _frames(self, source: Input, record: dict) -> Iterator[tuple[Work, np.ndarray]]:
+        if source.name in self.earlier.other:
+            raise UserError(
+                f"{source.path} is not the file that {self.output} has outputs of under this name; "
+                "give another config.predict.output, or --config.predict.overwrite=True"
+            )
         angiogram = inputs.open_angiogram(source.path)
         work = Work(source, angiogram, record)
         paths = self._paths(work)
@@ -211,7 +216,8 @@ class Job:
             "notes": list(angiogram.notes),
             "outputs": [path.relative_to(self.output).as_posix() for path in paths],
         }
-        if not self.config.overwrite and all(path.is_file() for path in paths):
+        is_done = source.name in self.earlier.same and all(path.is_file() for path in paths)
+        if is_done and not self.config.overwrite:
             record["notes"].append(destination.DONE)
             self._look_back(work)
             return

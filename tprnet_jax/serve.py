@@ -20,8 +20,8 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.data import images, inputs, scene
 from tprnet_jax.data.angiogram import Angiogram
-from tprnet_jax.predict import OF_IMAGE
 from tprnet_jax.report import graph, outputs
+from tprnet_jax.report.destination import OF_IMAGE
 from tprnet_jax.report.outputs import Segmented
 from tprnet_jax.runtime import signals
 from tprnet_jax.runtime.errors import UserError
@@ -147,7 +147,9 @@ def lines(model: Segmenter, scale: float, path: Path, name: str) -> Iterator[dic
     shown, given = itertools.tee(itertools.islice(itertools.chain([first], frames), count))
     found = zip(shown, model.stream(given, scale=scale), strict=True)
     for number, (image, of_image) in enumerate(found, start=1):
-        stem = Path(name).stem + (f"_{number:04d}" if angiogram.is_run else "")
+        stem = inputs.without_suffix(Path(name)).name + (
+            f"_{number:04d}" if angiogram.is_run else ""
+        )
         segmented = Segmented(name, image, *of_image, angiogram.spacing)
         yield {"frame": number, **_shown(segmented, stem)}
 

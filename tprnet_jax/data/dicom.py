@@ -183,10 +183,20 @@ def _of_frame(header: Any, index: int) -> Any:
 
 
 def _spacing(header: Any) -> tuple[tuple[float, float] | None, bool]:
-    """Millimetres between rows and between columns, and whether they are the detector's."""
+    """Millimetres between rows and between columns, and whether they are the detector's.
+
+    Pixel Spacing that nothing was calibrated for is Imager Pixel Spacing once more (DICOM PS3.3,
+    10.7.1.1).
+    """
+    uncalibrated = (
+        tones.numbers(header, "PixelSpacing") == tones.numbers(header, "ImagerPixelSpacing")
+        and "PixelSpacingCalibrationType" not in header
+    )
     factors = tones.numbers(header, "EstimatedRadiographicMagnificationFactor")
     factor = next((value for value in factors if value > 0), None)
     for keyword, divisor in (("PixelSpacing", 1), ("ImagerPixelSpacing", factor or 1)):
+        if keyword == "PixelSpacing" and uncalibrated:
+            continue
         found = tuple(value / divisor for value in tones.numbers(header, keyword))
         if len(found) == 2 and min(found) > 0:
             return found, keyword == "ImagerPixelSpacing" and factor is None

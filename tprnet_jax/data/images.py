@@ -18,6 +18,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 # Far more than any detector has; a few bytes of a file can ask for any number.
 MOST_PIXELS = 2**26
 _ORIENTATION = 0x0112  # The tag of EXIF, and of TIFF.
+_PHOTOMETRIC, _WHITE_IS_ZERO = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0
 
 
 class Header(NamedTuple):
@@ -69,16 +70,22 @@ def _header(path: str | os.PathLike) -> Header | None:
 
 def _pixels_of_tiff(path: str | os.PathLike) -> int:
     """How many a TIFF says to have of a kind that Pillow may not know; 0 of what is no TIFF."""
+    width, height = _tiff_tags(path, TiffImagePlugin.IMAGEWIDTH, TiffImagePlugin.IMAGELENGTH)
+    return (width or 0) * (height or 0)
+
+
+def _tiff_tags(path: str | os.PathLike, *tags: int) -> list[int | None]:
+    """What a TIFF's first directory has under these tags; None of what is no TIFF."""
     try:
         with open(path, "rb") as file:
             start = file.read(8)
             start += file.read(8) if start[2:3] == b"+" or start[3:4] == b"+" else b""  # BigTIFF.
-            tags = TiffImagePlugin.ImageFileDirectory_v2(start)
-            file.seek(tags.next)
-            tags.load(file)
-            return tags[TiffImagePlugin.IMAGEWIDTH] * tags[TiffImagePlugin.IMAGELENGTH]
+            directory = TiffImagePlugin.ImageFileDirectory_v2(start)
+            file.seek(directory.next)
+            directory.load(file)
+            return [directory.get(tag) for tag in tags]
     except Exception:  # Whatever Pillow trips over in a damaged file; OpenCV then judges it.
-        return 0
+        return [None] * len(tags)
 
 
 def read_grey(path: str | os.PathLike) -> np.ndarray:
@@ -104,6 +111,8 @@ def read_grey(path: str | os.PathLike) -> np.ndarray:
 def read_stored(path: str | os.PathLike) -> np.ndarray:
     """Reads the pixels of a file as they are stored, but upright; of several pages the first.
 
+    Large values are bright, of a TIFF that has it the other way round (WhiteIsZero) too.
+
     Returns:
         (height, width), or BGR(A) (height, width, channels), of the file's own type.
 
@@ -125,6 +134,9 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
             f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
             "or BMP file"
         )
+    # Of 8 bits, OpenCV sees to it.
+    if image.dtype == np.uint16 and _tiff_tags(path, _PHOTOMETRIC) == [_WHITE_IS_ZERO]:
+        image = np.iinfo(image.dtype).max - image
     header = _header(path)
     return image if header is None else _upright(image, header.orientation)
 

@@ -23,7 +23,8 @@ class Input(NamedTuple):
 
     Attributes:
         path: The file.
-        name: Its path from the folder that was given, without suffix; outputs are named after it.
+        name: Its path from the folder that was given, see `without_suffix`; outputs are named after
+            it.
     """
 
     path: Path
@@ -56,7 +57,7 @@ def find(given: str) -> Listing:
     if not root.exists():
         raise UserError(f"config.predict.input={given} does not exist; give a file or a folder")
     if root.is_file():
-        return Listing([Input(root, root.stem)], [], [])
+        return Listing([Input(root, without_suffix(root).name)], [], [])
     files, problems = _files(root)
     chosen = [path for path in files if _is_angiogram(path)]
     if not chosen:
@@ -65,9 +66,15 @@ def find(given: str) -> Listing:
             f"DICOM, {', '.join(images.SUFFIXES)} or {', '.join(VIDEOS)}"
         )
         raise UserError((problems or [nothing])[0])
-    inputs = [Input(path, path.relative_to(root).with_suffix("").as_posix()) for path in chosen]
+    inputs = [Input(path, without_suffix(path.relative_to(root)).as_posix()) for path in chosen]
     clear, unclear = _apart(inputs)
     return Listing(clear, problems + unclear, _left_out(sorted(set(files) - set(chosen))))
+
+
+def without_suffix(path: Path) -> Path:
+    """The path without what says the kind of its file; DICOM's UIDs end in numbers, which stay."""
+    known = path.suffix.lower() in images.SUFFIXES + VIDEOS + DICOMS
+    return path.with_suffix("") if known else path
 
 
 def _files(root: Path) -> tuple[list[Path], list[str]]:

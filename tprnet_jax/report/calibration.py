@@ -113,14 +113,17 @@ def fit_temperature(counts: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
-def thresholds(counts: np.ndarray) -> list[Threshold]:
+def thresholds(counts: np.ndarray, temperature: float = 1.0) -> list[Threshold]:
     """What each of `THRESHOLDS` is worth.
 
     Args:
         counts: `(images, 2, len(EDGES) + 1)`, what `count` gives of each image.
+        temperature: Of the probability. Of others than 1, margins are cut at the nearest of
+            `EDGES`.
     """
     above = counts[..., ::-1].cumsum(axis=-1)[..., ::-1]  # Margins beyond the edge before.
-    places = np.searchsorted(EDGES, logit(THRESHOLDS)) + 1
+    margins = temperature * logit(THRESHOLDS)
+    places = np.abs(EDGES[:, None] - margins).argmin(axis=0) + 1
     wrong, right = above[:, 0, places], above[:, 1, places]
     true = above[:, 1, :1]
     with np.errstate(invalid="ignore"):

@@ -1,8 +1,11 @@
 """The folder that a prediction writes to, and its `manifest.json`: by what, and what came of it."""
 
+import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -12,9 +15,31 @@ from tprnet_jax.data.inputs import Listing
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import read_json, sweep, write_whole
+from tprnet_jax.runtime.threads import in_threads
 from tprnet_jax.segmenter import Segmenter
 
 DONE = "all outputs were there already"  # Is noted of a file that has been skipped.
+# What is written of each image, and of each file as a whole, by the end of its name.
+OF_IMAGE = {
+    "mask": "_mask.png",
+    "probability": "_probability.png",
+    "overlay": "_overlay.png",
+    "contours": "_contours.json",
+    "tree": "_tree.json",
+}
+OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
+
+
+class Earlier(NamedTuple):
+    """Which names of inputs an earlier prediction has written outputs for.
+
+    Attributes:
+        same: Those it read the same content under, by their names.
+        other: Those it read another content under, and whose outputs are still there.
+    """
+
+    same: set[str]
+    other: set[str]
 
 
 def make(config: ConfigDict, listing: Listing) -> Path:
@@ -54,18 +79,27 @@ def make(config: ConfigDict, listing: Listing) -> Path:
     return output
 
 
-def begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
+def begin_manifest(
+    config: ConfigDict, model: Segmenter, listing: Listing, output: Path
+) -> tuple[dict, Earlier]:
     """Says what is about to write to the folder, unless something else has written there before.
 
     Args:
         config: `config.predict`.
         model: That segments.
+        listing: What is to be segmented.
         output: The folder.
+
+    Returns:
+        The manifest so far, and what is there of earlier predictions.
 
     Raises:
         UserError: Another model, or the same at another scale or temperature, has.
     """
-    path = output / "manifest.json"
+    path, before = output / "manifest.json", {}
+    if path.is_file():
+        before = read_json(path)
+        before = before if isinstance(before, dict) else {}  # It is of something else.
     made_by = {
         "model": model.name,
         "side": model.side,
@@ -73,19 +107,49 @@ def begin_manifest(config: ConfigDict, model: Segmenter, output: Path) -> dict:
         "temperature": model.temperature,
     }
     if path.is_file() and not config.overwrite:
-        before = read_json(path)
-        before = before if isinstance(before, dict) else {}  # It is of something else.
-        before = {"temperature": 1.0} | before  # What earlier versions do not say.
+        known = {"temperature": 1.0} | before  # What earlier versions do not say.
         for key, value in made_by.items():
-            if before.get(key) != value:
+            if known.get(key) != value:
                 raise UserError(
-                    f"{output} has what another prediction wrote ({key} {before.get(key)}, now "
+                    f"{output} has what another prediction wrote ({key} {known.get(key)}, now "
                     f"{value}); give another config.predict.output, or "
                     "--config.predict.overwrite=True"
                 )
-    manifest = {**made_by, "version": tprnet_jax.__version__, "outputs": config.outputs}
+    read = before.get("sha256", {})
+    found = in_threads(lambda each: _digest(each.path), listing.inputs, "Reading")
+    digests = {each.name: it for each, it in zip(listing.inputs, found, strict=True) if it}
+    same = {name for name, digest in digests.items() if read.get(name) == digest}
+    other = {name for name in (digests.keys() & read.keys()) - same if _has_outputs(output, name)}
+    if config.overwrite:
+        other = set()
+    manifest = {
+        **made_by,
+        "version": tprnet_jax.__version__,
+        "outputs": config.outputs,
+        "sha256": read | {name: digests[name] for name in digests if name not in other},
+    }
+    devices.barrier("read")  # Before the first process writes.
     _write(output, manifest)
-    return manifest
+    return manifest, Earlier(same, other)
+
+
+def _digest(path: Path) -> str | None:
+    """Of a file's content; None if it cannot be read, which is said when it is to be segmented."""
+    try:
+        if not path.is_file():  # To open a pipe would wait for ever.
+            return None
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _has_outputs(output: Path, name: str) -> bool:
+    """Whether there is anything that is written of an input of this name."""
+    stem, folder = Path(name).name, (output / name).parent
+    endings = "|".join(map(re.escape, [*OF_IMAGE.values(), *OF_FILE.values()]))
+    wanted = re.compile(rf"{re.escape(stem)}(_\d{{4,}})?({endings})")
+    return folder.is_dir() and any(wanted.fullmatch(path.name) for path in folder.iterdir())
 
 
 def end_manifest(manifest: dict, listing: Listing, records: Sequence[dict], output: Path) -> None:

@@ -9,6 +9,7 @@ alone.
 import functools
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ AXIS = "data"
 ROWS, EVERYWHERE = PartitionSpec(AXIS), PartitionSpec()
 
 
-def join(coordinator: str, processes: int | None, process: int | None) -> None:
+def join(coordinator: str, processes: int | None = None, process: int | None = None) -> None:
     """Joins the processes of a run; call before anything else of JAX.
 
     Args:
@@ -31,11 +32,36 @@ def join(coordinator: str, processes: int | None, process: int | None) -> None:
             empty for one process alone.
         processes: Number of processes.
         process: Number of this one, from 0.
+
+    Raises:
+        UserError: They do not go together, or JAX cannot join the others.
     """
-    if coordinator == "auto":
-        jax.distributed.initialize()
-    elif coordinator:
-        jax.distributed.initialize(coordinator, processes, process)
+    _check_flags(coordinator, processes, process)
+    if not coordinator:
+        return
+    arguments = () if coordinator == "auto" else (coordinator, processes, process)
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"JAX cannot join the other processes ({' '.join(str(error).split())}); correct "
+            "--coordinator, --processes and --process"
+        ) from error
+
+
+def _check_flags(coordinator: str, processes: int | None, process: int | None) -> None:
+    given = f"--coordinator={coordinator} --processes={processes} --process={process}"
+    if coordinator in ("", "auto"):
+        if (processes, process) != (None, None):
+            raise UserError(f"{given}; give the first process's ADDRESS:PORT as --coordinator")
+        return
+    if not re.fullmatch(r".+:\d+", coordinator) or None in (processes, process):
+        raise UserError(
+            f"{given}; give all three, such as --coordinator=10.0.0.1:1234 --processes=2 "
+            "--process=0"
+        )
+    if process >= processes:
+        raise UserError(f"{given}; give a --process from 0 to {processes - 1}")
 
 
 def mesh(batch: int) -> Mesh | None:
