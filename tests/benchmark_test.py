@@ -3,6 +3,7 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -200,6 +201,21 @@ def test_operations_are_those_of_the_published_networks():
     assert patches - benchmark.forward_flops(cascade, (512, 512), 0) == pytest.approx(
         10 * 1.10e9, rel=0.01
     )
+
+
+def test_every_pass_through_a_loop_counts():
+    """Products of 8 x 8, 2 * 8**3 operations each: 3 x 5 in two scans, and 3 additions to each."""
+    square = jnp.ones((8, 8))
+
+    def inner(x, _):
+        return x @ square, None
+
+    @jax.checkpoint
+    def outer(x, _):
+        return jax.lax.scan(inner, x, length=5)[0] + 1, None
+
+    program = jax.make_jaxpr(lambda x: jax.lax.scan(outer, x, length=3)[0])(square)
+    assert benchmark._flops(program) == pytest.approx(15 * 2 * 8**3 + 3 * 8**2, rel=0.01)
 
 
 def test_the_table_has_every_figure(result):

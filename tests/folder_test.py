@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tprnet_jax.data import folder, pairs
+from tprnet_jax.data import folder, loader, pairs
 from tprnet_jax.runtime.errors import UserError
 
 SQUARE = np.zeros((12, 10), np.uint8)
@@ -595,3 +595,19 @@ def test_the_argument_is_the_fold():
 def test_an_unknown_argument_is_named():
     with pytest.raises(UserError, match=r"has no argument '-1'; give the number of a fold"):
         get_config("-1")
+
+
+def test_files_of_a_part_are_those_of_its_examples(source):
+    sources = loader.hold_out(prepare(source), 1, 0)
+    for part in sources.values():
+        names = [part[index]["name"].decode() for index in range(len(part))]
+        assert loader.names(part) == names
+    assert loader.side(sources["train"]) == max(sources["train"][0]["image"].shape)
+
+
+def test_images_of_several_sizes_have_no_side(source):
+    path = next((source / "images").iterdir())
+    height, width = cv2.imread(str(path)).shape[:2]
+    for kind in ("images", "masks"):
+        cv2.imwrite(str(source / kind / "large.png"), np.zeros((2 * height, width), np.uint8))
+    assert loader.side(prepare(source)["train"]) is None

@@ -1,4 +1,6 @@
+import dataclasses
 import json
+from pathlib import Path
 
 import cv2
 import jax
@@ -11,6 +13,7 @@ from tprnet_jax import config as configuration
 from tprnet_jax import convert, segmenter
 from tprnet_jax.data import scene
 from tprnet_jax.method import inference
+from tprnet_jax.models.networks import NETWORKS
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 
@@ -153,6 +156,15 @@ def test_what_is_not_there_is_named(tmp_path):
         tprnet_jax.load(tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent\.npz is no model of this project"):
         tprnet_jax.load(tmp_path / "absent.npz")
+
+
+def test_a_size_that_there_are_no_weights_for_is_of_that_image_alone(model):
+    """U-Mamba's "enc" has weights for images of 64 x 64 and what is padded to as much."""
+    net = NETWORKS["umamba_enc"](channels=(4, 8), size=(64, 64))
+    other = model._replace(cascade=dataclasses.replace(model.cascade, global_net=net))
+    other.check_size(Path("a.png"), (64, 63), scale=1)
+    with pytest.raises(UserError, match=r"^a\.png cannot be segmented: the images are 48 x"):
+        other.check_size(Path("a.png"), (48, 64), scale=1)
 
 
 @pytest.mark.parametrize(

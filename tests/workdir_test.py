@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tprnet_jax import evaluate, predict, train
-from tprnet_jax.data import scene
+from tprnet_jax.data import loader, scene
 from tprnet_jax.data.images import write_png
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.workdir import check_same_run, only_run, write_config
@@ -75,21 +75,51 @@ def test_a_field_that_a_run_was_started_without_had_its_default(trained, tmp_pat
 def test_another_fold_with_images_that_were_trained_on_is_refused(trained, tmp_path):
     """Five images, five folds: what validates in one was trained on in every other."""
     workdir, source = tmp_path / "run", tmp_path / "own"
-    for index in range(5):
-        for folder, array in zip(("images", "masks"), scene.draw(0, index, 32), strict=True):
-            (source / folder).mkdir(parents=True, exist_ok=True)
-            write_png(source / folder / f"{index}.png", array)
+    _with_images(source, 5)
     shutil.copytree(trained[1], workdir)
     config = trained[0].copy_and_resolve_references()
     config.data.name, config.data.source = "folder", str(source)
     write_config(config, workdir)
     assert evaluate.run(config, workdir)["images"] == 1
     config.data.folder.fold = 1
-    with pytest.raises(UserError, match=r"1 of the 1 .*set data\.folder\.fold as in the training"):
-        evaluate.run(config, workdir)
+    for spelt in (source, f"{source}/", os.path.relpath(source)):
+        config.data.source = str(spelt)
+        with pytest.raises(UserError, match=r"1 of the 1 .*set .*data\.folder\.fold.* as in the"):
+            evaluate.run(config, workdir)
+    config.data.source = str(source)
     config.eval.split = "train"
     assert evaluate.run(config, workdir)["images"] == 4
     assert (workdir / "eval" / "train,data.folder.fold=1" / "metrics.json").is_file()
+
+
+def _with_images(source, count):
+    for index in range(count):
+        for folder, array in zip(("images", "masks"), scene.draw(0, index, 32), strict=True):
+            (source / folder).mkdir(parents=True, exist_ok=True)
+            write_png(source / folder / f"{index}.png", array)
+
+
+def test_a_folder_that_has_grown_since_is_noticed(trained, tmp_path):
+    """Folds are of all images, so that new ones deal them anew."""
+    workdir, source = tmp_path / "run", tmp_path / "own"
+    _with_images(source, 10)
+    config = trained[0].copy_and_resolve_references()
+    config.data.name, config.data.source, config.train.batch = "folder", str(source), 1
+    config.train.epochs, config.train.steps_per_epoch = 2, 1
+    train.run(config, workdir)
+    first = json.loads((workdir / "training_images.json").read_text())
+    assert first == loader.names(loader.examples(loader.prepare(config.data), "train"))
+    assert len(first) == 8
+    assert json.loads((workdir / "config.json").read_text())["side"] == 32
+    _with_images(source, 14)
+    now = set(loader.names(loader.examples(loader.prepare(config.data), "validation")))
+    seen = now & set(first)
+    assert seen
+    with pytest.raises(UserError, match=rf"^{len(seen)} of the 3 .*; bring back the files of then"):
+        evaluate.run(config, workdir)
+    config.train.epochs = 3
+    with pytest.raises(UserError, match=r"^the 11 images to train on are not the 8 .* are new"):
+        train.run(config, workdir)
 
 
 @pytest.mark.parametrize(

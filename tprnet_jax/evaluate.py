@@ -23,7 +23,7 @@ from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import about, changed, restore, trained_on
+from tprnet_jax.workdir import about, changed, restore, trained_on, training_images
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -89,18 +89,20 @@ def check_unseen(config: ConfigDict, workdir: Path, source) -> None:
     before, now = trained_on(config, workdir), config.data
     # Those of ARCADE's and the phantoms' own validation and test splits are no training images.
     mixed = ("validation", "test", "holdout") if now.name == "folder" else ("holdout",)
-    if config.eval.split not in mixed or before is None or before.to_dict() == now.to_dict():
+    if config.eval.split not in mixed or before is None:
         return
-    trained, asked = (
-        {examples[index]["name"].decode() for index in range(len(examples))}
-        for examples in (loader.examples(loader.prepare(before), "train"), source)
-    )
-    if seen := sorted(trained & asked):
+    trained = training_images(workdir)
+    if trained is None and before.to_dict() == now.to_dict():
+        return
+    if trained is None:
+        trained = loader.names(loader.examples(loader.prepare(before), "train"))
+    if seen := sorted(set(trained) & set(loader.names(source))):
         named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
         fields = ", ".join(f for f in changed(config, workdir) if f.startswith("data."))
+        mend = f"set {fields} as in the training" if fields else "bring back the files of then"
         raise UserError(
-            f"{len(seen)} of the {len(asked)} images to evaluate on ({named}) were trained on by "
-            f"the run in {workdir}; set {fields} as in the training, or choose other images"
+            f"{len(seen)} of the {len(source)} images to evaluate on ({named}) were trained on by "
+            f"the run in {workdir}; {mend}, or choose other images"
         )
 
 

@@ -114,7 +114,8 @@ class Segmenter(NamedTuple):
         """Checks that images of this height and width, from this file, can be segmented.
 
         Raises:
-            UserError: They are too small, or take more memory than is free.
+            UserError: They are too small, take more memory than is free, or there are no weights
+                for their size.
         """
         if min(size) < LEAST:
             raise UserError(
@@ -122,6 +123,8 @@ class Segmenter(NamedTuple):
                 "are needed"
             )
         seen = self.seen(size, scale)
+        if isinstance(self.cascade.global_net, UMamba):
+            self._check_weights(path, seen)
         needed = batch * self.bytes_for(seen)
         if needed > (free := devices.free_bytes()):
             raise UserError(
@@ -129,6 +132,12 @@ class Segmenter(NamedTuple):
                 f"{needed / 2**30:.0f} GiB of the {free / 2**30:.0f} that are free; give a smaller "
                 "config.predict.scale or batch"
             )
+
+    def _check_weights(self, path: Path, seen: tuple[int, int]) -> None:
+        try:
+            self.cascade.global_net.check_size(*seen)
+        except UserError as error:
+            raise UserError(f"{path} cannot be segmented: {error}") from error
 
     def bytes_for(self, seen: tuple[int, int]) -> int:
         """About the most memory that the networks take for an image that they see at this size.

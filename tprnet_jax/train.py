@@ -21,7 +21,13 @@ from tprnet_jax.runtime import checkpoints, devices, signals
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import read_json
 from tprnet_jax.runtime.progress import NotFinite, Progress, say
-from tprnet_jax.workdir import check_same_run, only_run, write_config
+from tprnet_jax.workdir import (
+    check_same_images,
+    check_same_run,
+    only_run,
+    write_config,
+    write_training_images,
+)
 
 AGREE_EVERY = 10  # Steps after which several processes ask each other for signals.
 
@@ -51,6 +57,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
             check_same_run(config, workdir)
+            if loader.files(source) is not None:
+                check_same_images(loader.names(source), workdir)
         training = Training(config, workdir, trainer, source, held_out, per_epoch, manager)
         if not training.is_complete():
             with _saying_how_to_go_on(manager) as stop:
@@ -144,7 +152,9 @@ def _train(training: Training, stop: signals.Stop) -> None:
     state = devices.replicate(trainer.mesh, _restored(training) or _fresh(training))
     start, batch = int(state.step), config.train.batch
     if devices.is_first():
-        write_config(config, training.workdir, max(training.source[0]["image"].shape))
+        write_config(config, training.workdir, loader.side(training.source))
+        if loader.files(training.source) is not None:
+            write_training_images(loader.names(training.source), training.workdir)
     _say_how_it_starts(training, start)
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)

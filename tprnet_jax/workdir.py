@@ -34,6 +34,7 @@ PACKAGES = (
     "scikit-image",
     "tensorflow-datasets",
 )
+TRAINING_IMAGES = "training_images.json"
 # What a network is, or sees; its parameters fit nothing else.
 NETWORK = ("global_net", "global_fold", "local_fold", "focal_fold", "guided")
 # What may change from one start of a run to the next; all else decides what its steps mean.
@@ -94,7 +95,7 @@ def write_config(config: ConfigDict, workdir: Path, side: int | None = None) -> 
     Args:
         config: All of it.
         workdir: Of the run.
-        side: Longer side of the training images, pixels; None if that is not known.
+        side: Longer side of the training images, pixels; None if it is not known, or not one.
     """
     resolved = {
         "config": config.to_dict(),
@@ -155,6 +156,35 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
+def write_training_images(names: list[str], workdir: Path) -> None:
+    """Notes which images of a user's folder the run trains on."""
+    write_whole(workdir / TRAINING_IMAGES, json.dumps(names, indent=0) + "\n")
+
+
+def training_images(workdir: Path) -> list[str] | None:
+    """The images of a user's folder that the run in the workdir trained on, as it noted."""
+    path = workdir / TRAINING_IMAGES
+    return read_json(path) if path.is_file() else None
+
+
+def check_same_images(names: list[str], workdir: Path) -> None:
+    """Checks that training goes on with the images it was started with.
+
+    Raises:
+        UserError: It was started with others.
+    """
+    before = training_images(workdir)
+    if before is None or before == names:
+        return
+    gone, new = sorted(set(before) - set(names)), sorted(set(names) - set(before))
+    named = f"{len(gone)} of them are gone and {len(new)} are new"
+    example = f", such as {(gone + new)[0]}" if gone or new else ", in another order"
+    raise UserError(
+        f"the {len(names)} images to train on are not the {len(before)} that the run in {workdir} "
+        f"was started with ({named}{example}); bring those back or choose another --workdir"
+    )
+
+
 def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, int]:
     """Parameters of the checkpoint that `config.eval` names, and their step.
 
@@ -201,11 +231,17 @@ def trained_on(config: ConfigDict, workdir: Path) -> ConfigDict | None:
     known = flatten_dict(before.to_dict(), sep=".")
     stored = {f: v for f, v in flatten_dict(_stored(path)["data"], sep=".").items() if f in known}
     before.update_from_flattened_dict(stored)
-    which = {"folder": "source", "phantom": "phantom"}.get(now.name, "name")
-    if before.name != now.name or before[which] != now[which]:
+    if (before.name, _which(before)) != (now.name, _which(now)):
         return None
     before.source, before.dir = now.source, now.dir
     return before
+
+
+def _which(data: ConfigDict) -> Any:
+    """What tells data sets of one name apart."""
+    if data.name == "folder":
+        return Path(data.source).expanduser().resolve()
+    return data.phantom if data.name == "phantom" else None
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:

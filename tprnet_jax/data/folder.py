@@ -40,15 +40,32 @@ class Layout(NamedTuple):
     problems: list[str]
 
 
+class File(NamedTuple):
+    """What is known of an image without reading it again.
+
+    Attributes:
+        name: Of its file.
+        side: The longer one, pixels.
+    """
+
+    name: str
+    side: int
+
+
 class Source:
     """Random access to the examples of a split, each decoded when it is asked for.
 
     They have `image` and `mask` (0 or 255), both uint8 (height, width, 1), and `name`, the image's
     file name as bytes; images are float32 in [0, 1] if any file has more than 8 bits.
+
+    Attributes:
+        files: A `File` an example.
     """
 
-    def __init__(self, pairs: Sequence[Pair], floating: bool):
+    def __init__(self, pairs: Sequence[Pair], readings: Sequence[Reading], floating: bool):
         self._pairs, self._floating = pairs, floating
+        both = zip(pairs, readings, strict=True)
+        self.files = [File(pair.image.name, max(reading.size)) for pair, reading in both]
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -96,7 +113,9 @@ def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> dict[
         )
     print(describe(layout, everything))
     floating = any("deep" in reading.traits for reading in everything)
-    return {split: Source(pairs, floating) for split, pairs in layout.splits.items()}
+    return {
+        split: Source(pairs, readings[split], floating) for split, pairs in layout.splits.items()
+    }
 
 
 def _read_and_forget(pair: Pair) -> Reading:

@@ -32,6 +32,32 @@ class Part:
     def __getitem__(self, index: int) -> dict:
         return self._source[self._indices()[index]]
 
+    @property
+    def files(self) -> list[folder.File] | None:
+        """See `files`."""
+        whole = files(self._source)
+        return None if whole is None else [whole[index] for index in self._indices()]
+
+
+def files(source) -> list[folder.File] | None:
+    """The files that examples are read from, where they are a user's own."""
+    return getattr(source, "files", None)
+
+
+def names(source) -> list[str]:
+    """The name of every example."""
+    if (own := files(source)) is not None:
+        return [file.name for file in own]
+    return [source[index]["name"].decode() for index in range(len(source))]
+
+
+def side(source) -> int | None:
+    """Longer side of the images, pixels; None where they differ."""
+    if (own := files(source)) is None:  # Of a data set that comes along, all are alike.
+        return max(source[0]["image"].shape)
+    sides = {file.side for file in own}
+    return sides.pop() if len(sides) == 1 else None
+
 
 def hold_out(sources: dict, count: int, seed: int) -> dict:
     """Sources by split, a part of "train" being "holdout" instead; see `choose_holdout`."""

@@ -48,6 +48,7 @@ class Reading(NamedTuple):
 
     Attributes:
         image: uint8 (height, width), or float32 in [0, 1] if the file has more than 8 bits.
+        size: Height and width of the image, pixels.
         mask: uint8 (height, width), 0 or 255.
         traits: Those of "colour", "transparent" and "deep" that the image's file has.
         values: What the mask's file holds, such as "0 and 1" or "grey edges, cut at half".
@@ -56,6 +57,7 @@ class Reading(NamedTuple):
     """
 
     image: np.ndarray | None
+    size: tuple[int, int] | None
     mask: np.ndarray | None
     traits: tuple[str, ...]
     values: str | None
@@ -79,7 +81,8 @@ def read(pair: Pair) -> Reading:
     if image is not None and stored is not None:
         with _noted(problems, "mask_mismatch", pair.mask):
             _check_fit(pair, image.shape, stored.shape)
-    return Reading(image, mask, traits, values, share, problems)
+    size = None if image is None else image.shape
+    return Reading(image, size, mask, traits, values, share, problems)
 
 
 @contextlib.contextmanager

@@ -61,15 +61,24 @@ class UMamba(nn.Module):
             UserError: Images for "enc" have, padded, another size than `size`, padded.
         """
         height, width = x.shape[1:3]
+        if not self.is_initializing():
+            self.check_size(height, width)
         x = pad_to_multiple(x, 2 ** (len(self.channels) - 1))
-        if self.variant == "enc" and not self.is_initializing() and x.shape[1:3] != _padded(self):
+        x = unet.down_and_up(self, x, _encode, _decode)
+        return head(self, x)[:, :height, :width]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Checks that there are weights for images of this size.
+
+        Raises:
+            UserError: Images for "enc" have, padded, another size than `size`, padded.
+        """
+        if self.variant == "enc" and _padded(self, (height, width)) != _padded(self, self.size):
             raise UserError(
                 f"the images are {height} x {width}, but this U-Mamba with variant='enc' has "
                 f"weights for size={tuple(self.size)} alone; resize the images to it, or train "
                 "one for theirs, or one with variant='bot', which takes any size"
             )
-        x = unet.down_and_up(self, x, _encode, _decode)
-        return head(self, x)[:, :height, :width]
 
     def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
         """What deep supervision adds to the loss of the logits, see `deep_supervision`.
@@ -102,10 +111,10 @@ class UMamba(nn.Module):
         return {} if self.auxiliary else unet.torch_coarse_heads(self.channels, self.classes)
 
 
-def _padded(net: UMamba) -> tuple[int, ...]:
-    """The size of the padded images that "enc" is for."""
+def _padded(net: UMamba, size: Sequence[int]) -> tuple[int, ...]:
+    """The size that images of this one are padded to."""
     multiple = 2 ** (len(net.channels) - 1)
-    return tuple(side + -side % multiple for side in net.size)
+    return tuple(side + -side % multiple for side in size)
 
 
 def _encode(net: UMamba, x: jax.Array, stage: int) -> jax.Array:
@@ -164,7 +173,7 @@ def _conv1(features: int, dtype: Any, name: str) -> nn.Conv:
 def _mix(net: UMamba, x: jax.Array, stage: int) -> jax.Array:
     """A Mamba layer over the pixels of a stage, or in "enc" over channels where they are more."""
     layer = MambaLayer(name=f"mamba_{stage}")
-    pixels = math.prod(side >> stage for side in _padded(net))
+    pixels = math.prod(side >> stage for side in _padded(net, net.size))
     tokens = x.reshape(x.shape[0], -1, x.shape[-1])
     if net.variant == "bot" or pixels > x.shape[-1]:
         return layer(tokens).reshape(x.shape)
