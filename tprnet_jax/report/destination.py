@@ -96,10 +96,9 @@ def begin_manifest(
     Raises:
         UserError: Another model, or the same at another scale or temperature, has.
     """
-    path, before = output / "manifest.json", {}
-    if path.is_file():
-        before = read_json(path)
-        before = before if isinstance(before, dict) else {}  # It is of something else.
+    path = output / "manifest.json"
+    before = read_json(path) if path.is_file() else {}
+    before = before if isinstance(before, dict) else {}  # It is of something else.
     made_by = {
         "model": model.name,
         "side": model.side,
@@ -107,34 +106,43 @@ def begin_manifest(
         "temperature": model.temperature,
     }
     if path.is_file() and not config.overwrite:
-        known = {"temperature": 1.0} | before  # What earlier versions do not say.
-        for key, value in made_by.items():
-            if known.get(key) != value:
-                raise UserError(
-                    f"{output} has what another prediction wrote ({key} {known.get(key)}, now "
-                    f"{value}); give another config.predict.output, or "
-                    "--config.predict.overwrite=True"
-                )
-    read = before.get("sha256", {})
-    found = in_threads(lambda each: _digest(each.path), listing.inputs, "Reading")
-    digests = {each.name: it for each, it in zip(listing.inputs, found, strict=True) if it}
+        _check_made_by(made_by, before, output)
+    read = before.get("sha256")
+    read = read if isinstance(read, dict) else {}  # Earlier versions do not say.
+    digests = _digests(listing)
     same = {name for name, digest in digests.items() if read.get(name) == digest}
-    other = {name for name in (digests.keys() & read.keys()) - same if _has_outputs(output, name)}
-    if config.overwrite:
-        other = set()
+    unlike = () if config.overwrite else (digests.keys() & read.keys()) - same
+    other = {name for name in unlike if _has_outputs(output, name)}
     manifest = {
         **made_by,
         "version": tprnet_jax.__version__,
         "outputs": config.outputs,
-        "sha256": read | {name: digests[name] for name in digests if name not in other},
+        "sha256": read | {name: digests[name] for name in digests.keys() - other},
     }
     devices.barrier("read")  # Before the first process writes.
     _write(output, manifest)
     return manifest, Earlier(same, other)
 
 
+def _check_made_by(made_by: dict, before: dict, output: Path) -> None:
+    before = {"temperature": 1.0} | before  # What earlier versions do not say.
+    for key, value in made_by.items():
+        if before.get(key) != value:
+            raise UserError(
+                f"{output} has what another prediction wrote ({key} {before.get(key)}, now "
+                f"{value}); give another config.predict.output, or "
+                "--config.predict.overwrite=True"
+            )
+
+
+def _digests(listing: Listing) -> dict[str, str]:
+    """Of the content of each file by the name of its outputs, as far as it can be read."""
+    found = in_threads(lambda each: _digest(each.path), listing.inputs, "Reading")
+    return {each.name: digest for each, digest in zip(listing.inputs, found, strict=True) if digest}
+
+
 def _digest(path: Path) -> str | None:
-    """Of a file's content; None if it cannot be read, which is said when it is to be segmented."""
+    """None if it cannot be read, which is said when it is to be segmented."""
     try:
         if not path.is_file():  # To open a pipe would wait for ever.
             return None
