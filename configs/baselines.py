@@ -40,8 +40,11 @@ SMALL = {
     "lkm_unet_contiguous": (8, 16, 32, 64, 128, 128, 128, 128),
 }
 # Their optimiser, number of epochs, loss and augmentation. What has no field here is left out:
-# crops (ResUNet's and DSCNet's of 224 pixels, CoANet's of 512 after a change of size), CoANet's ten
-# times larger rate outside the backbone, shifts, and predicting with mirror images.
+# crops (ResUNet's and DSCNet's of 224 pixels, CoANet's of 512 after a change of size), shifts, and
+# predicting with mirror images. Besides, CoANet's momentum is plain, ours Nesterov's; its rate is
+# ten times larger outside the backbone, and falls with each step, ours with each epoch; its images
+# are normalised by ImageNet's mean and deviation. ResUNet's Dice is smoothed by 1, ours by 1e-5.
+# DSCNet's images are standardised by the training set's mean and deviation, ours by their own.
 _NNUNET = {
     # By deep supervision, main and auxiliary loss together are 63/32 of theirs.
     "optim": {

@@ -148,6 +148,13 @@ def test_a_stopped_ablation_goes_on_within_the_run(ablated):
     assert ablated.steps == 2 * one_seed  # None is taken twice.
 
 
+def test_each_ablation_recomputes_the_branches_that_it_has(config):
+    config = config.copy_and_resolve_references()
+    config.train.remat = ("global", "focal")
+    plan = ablate._plan(config)[3].values()
+    assert [each.train.remat for each in plan] == [("global",), ("global",), ("global", "focal")]
+
+
 # ---- The table -----------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import shutil
+import socket
 import threading
 import zipfile
 
@@ -18,7 +19,6 @@ from tprnet_jax.data import arcade
 from tprnet_jax.runtime.errors import UserError
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
-needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 
 SQUARE = [2, 3, 6, 3, 6, 8, 2, 8]  # x, y of the corners
 
@@ -459,9 +459,10 @@ def test_archive_that_is_not_there_is_a_user_error(tmp_path, monkeypatch):
 
 
 def test_no_network_is_a_user_error(tmp_path, monkeypatch):
-    with served(tmp_path) as address:
-        monkeypatch.setattr(arcade, "URL", f"{address}/arcade.zip")
-    assert_download_fails(tmp_path, "refused")
+    with socket.socket() as held:  # Nobody else has the port, and nobody listens at it.
+        held.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(arcade, "URL", f"http://127.0.0.1:{held.getsockname()[1]}/arcade.zip")
+        assert_download_fails(tmp_path, "refused")
 
 
 # ---- The real data -------------------------------------------------------------------------------
@@ -473,7 +474,6 @@ def real(real_arcade):
 
 
 @pytest.mark.arcade
-@needs_arcade
 def test_real_masks_have_the_published_bounding_boxes(real):
     boxes = os.path.join(ARCADE, "reference_boxes_train.json")
     if not os.path.exists(boxes):
@@ -494,7 +494,6 @@ def test_real_masks_have_the_published_bounding_boxes(real):
 
 
 @pytest.mark.arcade
-@needs_arcade
 def test_real_images_are_those_of_the_files(real):
     validation = real.as_data_source("validation")
     names = [example["name"].decode() for example in validation]

@@ -10,6 +10,8 @@ import pytest
 
 from tprnet_jax import benchmark
 from tprnet_jax import config as configuration
+from tprnet_jax.data import scene
+from tprnet_jax.data.images import write_png
 from tprnet_jax.method import step, topology
 from tprnet_jax.method.cascade import TOPOLOGIES
 from tprnet_jax.method.state import Trainer, initial_state
@@ -56,8 +58,7 @@ class _Peer:
 
 def test_what_is_written(result):
     assert result["images"] == "phantom, validation"
-    assert result["peak_flops"] > 1e9
-    assert result["copy_bytes_per_second"] > 1e8
+    assert result["copy_bytes_per_second"] > 0
     common = ["global", "local", "transfer", "centreline", "sampling", "focal", "fusion"]
     for task, more in (("inference", []), ("training", ["backward", "update"])):
         part = result[task]
@@ -68,7 +69,9 @@ def test_what_is_written(result):
         assert part["images_per_second"] == part["batches"][1]["images_per_second"]
         assert all(row["images_per_second"] > 0 for row in part["batches"] + part["sides"])
         assert all(seconds >= 0 for seconds in part["stages"].values())
-        assert 0 < part["share_of_peak"] < 1
+        share = part["flops_per_second"] / result["peak_flops"]
+        assert part["share_of_peak"] == pytest.approx(share)
+        assert share > 0
 
 
 def test_the_ratios_are_of_medians(monkeypatch):
@@ -235,6 +238,20 @@ def test_without_data_there_are_phantoms(config):
     assert batch.vessel.any()
 
 
+def test_images_of_several_sizes_cannot_be_timed_together(config, tmp_path):
+    for side in (32, 48):
+        for folder, array in zip(("images", "masks"), scene.draw(0, 0, side), strict=True):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            write_png(tmp_path / folder / f"{side}.png", array)
+    (tmp_path / "splits.json").write_text('{"validation": ["32", "48"]}')
+    own = config.copy_and_resolve_references()
+    own.data.name, own.data.source = "folder", str(tmp_path)
+    own.data.folder.splits = str(tmp_path / "splits.json")
+    assert benchmark._load(own, 1)[0].images.shape == (1, 32, 32, 1)
+    with pytest.raises(UserError, match=r"first 2 .* \(32, 32\) and \(48, 48\); set config\.bench"):
+        benchmark._load(own, 2)
+
+
 def test_a_clock_gives_each_stage_its_time(monkeypatch):
     times = iter([10.0, 11.0, 13.0, 16.0])
     monkeypatch.setattr(ours.time, "perf_counter", lambda: next(times))
@@ -255,7 +272,7 @@ def test_batches_that_cannot_be_timed(config, tmp_path, batches):
 def test_a_peer_needs_all_networks(trained):
     config = trained[0].copy_and_resolve_references()
     config.model.branches = ("global",)
-    with pytest.raises(UserError, match=r"pip install torch|needs all three"):
+    with pytest.raises(UserError, match="needs all three"):
         peer.Peer(configuration.cascade(config), compiled=False)
 
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from tprnet_jax.report import calibration
+from tprnet_jax.report import calibration, palette
 
 
 def test_pixels_are_counted_by_margin_and_kind():
@@ -77,7 +77,27 @@ def test_thresholds_against_dice_of_masks(temperature):
         assert low <= mean <= high
 
 
-def test_the_diagram_is_a_picture():
-    found = calibration.reliability(_counts([-1.0, 2.0], [False, True]))
+def _marks(picture):
+    """Centres (column, row) of the first series' marks that no line joins, from the left."""
+    blue = np.abs(picture.astype(int) - palette.SERIES[0][::-1]) < 60
+    blobs = cv2.connectedComponentsWithStats(blue.all(axis=2).astype(np.uint8))
+    sizes = blobs[2][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    is_mark = (sizes >= 4).all(axis=1) & (sizes <= 8).all(axis=1)
+    return sorted(blobs[3][is_mark].tolist())
+
+
+def test_marks_are_where_their_values_are():
+    """On axes from 0 to 1, which the frame tells; empty bins between them leave out the line."""
+    probability, vessel = np.full((2, calibration.BINS), np.nan)
+    probability[[1, 7, 13]], vessel[[1, 7, 13]] = (0.1, 0.5, 0.9), (0.3, 0.4, 0.8)
+    found = calibration.Reliability(probability, vessel, np.ones(calibration.BINS), 0.1)
     picture = cv2.imdecode(np.frombuffer(calibration.draw({"one": found}), np.uint8), 1)
     assert picture.shape == (650, 550, 3)
+    dark = picture.max(axis=2) < 60
+    top, bottom, *_ = np.flatnonzero(dark.mean(axis=1) > 0.6)
+    left, right = np.flatnonzero(dark.mean(axis=0) > 0.6)
+    expected = [
+        (left + x * (right - left), bottom - y * (bottom - top))
+        for x, y in ((0.1, 0.3), (0.5, 0.4), (0.9, 0.8))
+    ]
+    np.testing.assert_allclose(_marks(picture), expected, atol=1)

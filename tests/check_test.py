@@ -12,7 +12,6 @@ from tprnet_jax import config as configuration
 from tprnet_jax.runtime.errors import UserError
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
-needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 
 LEFT = np.zeros((4, 8), np.uint8)
 LEFT[:, :2] = 255  # 8 of 32 pixels
@@ -223,6 +222,20 @@ def test_sizes_that_differ_are_fatal_to_batches(tmp_path, batch, fatal):
     assert len(result["fatal"]) == fatal
 
 
+@pytest.mark.parametrize(("holdout", "fatal"), [(0, False), (1, True)])
+def test_a_batch_larger_than_what_is_left_to_train_on_is_fatal(tmp_path, holdout, fatal):
+    source = tmp_path / "data"
+    for value in (10, 20, 30):
+        write_pair(source, str(value), picture(value), LEFT)
+    config = folder_config(source, train=["10", "20", "30"])
+    config.train.batch, config.data.holdout = 3, holdout
+    if fatal:
+        with pytest.raises(UserError, match=r"train\.batch is 3, but there are only 2 images to"):
+            check.run(config, tmp_path)
+    else:
+        check.run(config, tmp_path)
+
+
 def test_nothing_to_learn_is_fatal(tmp_path):
     source = tmp_path / "data"
     write_pair(source, "a", picture(10), LEFT * 0)
@@ -287,7 +300,6 @@ def test_a_mistake_ends_the_command_with_one_sentence(tmp_path):
 
 
 @pytest.mark.arcade
-@needs_arcade
 def test_real_arcade_has_five_images_annotated_twice_and_none_in_both_splits(real_arcade, tmp_path):
     config = configuration.default()
     config.data.source, config.data.dir = ARCADE, str(real_arcade)

@@ -241,6 +241,24 @@ def test_baselines(name, words):
     assert shared is (words == "")
 
 
+def test_the_trainer_is_as_set():
+    config = baselines.get_config("nnunet,official,cascade")
+    config.train.update({"loss": "cross_entropy", "image_dice": True, "remat": ("local",)})
+    config.train.ema, config.augment.ramp, config.optim.clip_norm = 0.5, 3.0, 7.0
+    configuration.check(config)
+    trainer = make_trainer(config, 10)
+    assert (trainer.ema, trainer.clip_norm, trainer.augmentation.ramp) == (0.5, 7.0, 3.0)
+    assert (trainer.with_dice, trainer.image_dice) == (False, True)
+    cascade = trainer.cascade
+    assert cascade.standardise
+    assert cascade.global_net.auxiliary
+    assert (cascade.local_net.remat, cascade.focal_net.remat) == (True, False)
+    usual = make_trainer(tprnet.get_config(), 10)
+    assert (usual.ema, usual.with_dice, usual.image_dice) == (0, True, False)
+    assert not usual.cascade.standardise
+    assert not usual.cascade.local_net.remat
+
+
 def test_every_compared_network_has_a_configuration():
     assert set(baselines.SMALL) == set(baselines.OFFICIAL) == set(NETWORKS) - {"unet"}
 

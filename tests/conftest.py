@@ -1,8 +1,11 @@
 import atexit
+import contextlib
 import fcntl
 import gc
+import itertools
 import os
 import shutil
+import socket
 import tempfile
 
 import jax
@@ -37,6 +40,14 @@ for name, value in SETTINGS.items():
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Looking for garbage among the many objects of tracing as often as usual takes a tenth of the time.
 gc.set_threshold(100_000, 50, 100)
+
+
+def pytest_collection_modifyitems(items):
+    if not os.environ.get("TPRNET_ARCADE"):
+        skip = pytest.mark.skip(reason="TPRNET_ARCADE names no ARCADE folder")
+        for item in items:
+            if item.get_closest_marker("arcade"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +110,22 @@ def trained(tmp_path_factory):
     config.eval.batch, config.eval.figures = 2, 2
     train.run(config, folder / "run")
     return config, folder / "run"
+
+
+@pytest.fixture(scope="session")
+def free_port():
+    """Finds a port that nobody else is likely to take before the test does.
+
+    It is below those that systems give away themselves, and each process begins at another one.
+    """
+
+    def find():
+        for port in itertools.count(20_000 + os.getpid() % 10_000):
+            with contextlib.suppress(OSError), socket.socket() as one:
+                one.bind(("", port))
+                return port
+
+    return find
 
 
 @pytest.fixture(scope="session")

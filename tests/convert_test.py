@@ -1,16 +1,21 @@
 """Import and export of PyTorch checkpoints; the file's own format needs PyTorch."""
 
+import dataclasses
 import io
+import json
 import pickle
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tprnet_jax import config as configuration
 from tprnet_jax import convert, evaluate, train
 from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax.models.coanet import CoANet
+from tprnet_jax.models.resnet import ResNet
 from tprnet_jax.models.weights import to_torch
 from tprnet_jax.runtime import checkpoints
 from tprnet_jax.runtime.errors import UserError
@@ -75,7 +80,7 @@ def test_import_export_import_is_bitwise_the_same(trained, config, exported, tmp
 
 def test_an_import_is_evaluated_as_its_source(trained, config, exported, tmp_path):
     _import(config, exported, tmp_path / "imported")
-    expected = evaluate.run(config, trained[1])
+    expected = json.loads((trained[1] / "eval" / "validation" / "metrics.json").read_text())
     found = evaluate.run(config, tmp_path / "imported")
     assert [found[stage] for stage in ("global", "global_local", "final")] == [
         expected[stage] for stage in ("global", "global_local", "final")
@@ -116,6 +121,30 @@ def test_nnu_nets_checkpoint_is_imported(torch, trained, config, tmp_path):
     _import(config, _save_global(torch, trained, tmp_path), tmp_path / "imported")
     expected = {"global": _params(*trained)["global"]}
     _assert_same(_params(config, tmp_path / "imported"), expected)
+
+
+def _random(rng, shapes):
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+def test_torchvisions_resnet_becomes_coanets_backbone(torch, tiny, tmp_path, monkeypatch):
+    """All else of CoANet is as it starts without the file."""
+    net, rng = CoANet((4, 4, 8, 4), (1, 1, 1, 1)), np.random.default_rng(0)
+    backbone = ResNet(net.channels, net.blocks)
+    shapes = jax.eval_shape(backbone.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))["params"]
+    params = _random(rng, shapes)
+    state = to_torch({"global": backbone}, {"global": params}, channels=3)
+    state |= {"fc.weight": np.zeros((1000, 16)), "fc.bias": np.zeros(1000)}
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    torch.save(tensors, tmp_path / "resnet.pth")
+    cascade = dataclasses.replace(tiny, global_net=net, local_net=None, focal_net=None)
+    start, started = (cascade, jax.random.key(3)), _random(rng, param_shapes(cascade))
+    monkeypatch.setattr(convert, "init", lambda *given: started if given == start else None)
+    found = convert.read(tmp_path / "resnet.pth", cascade, seed=3)["global"]
+    grey = {"kernel": params["conv1"]["kernel"].sum(axis=2, keepdims=True)}
+    _assert_same(found, started["global"] | {"backbone": params | {"conv1": grey}})
+    kernel = tensors["layer1.0.conv2.weight"].numpy().transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(found["backbone"]["layer1_0"]["conv2"]["kernel"], kernel)
 
 
 def _refusal(config, file, workdir):

@@ -2,7 +2,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tprnet_jax.report import curves
+from tprnet_jax.report import curves, palette
+from tprnet_jax.runtime.errors import UserError
 
 TRAIN = [
     {
@@ -40,3 +41,19 @@ def test_a_curve_is_where_its_values_are():
     inside = rows > 60  # Below the legend.
     first, last = columns[inside].argmin(), columns[inside].argmax()
     assert rows[inside][first] < rows[inside][last]
+
+
+def test_a_damaged_log_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\0\0\n{"step": 3}\n{"ste')
+    with pytest.raises(UserError, match=r"metrics\.jsonl is damaged .*; remove the lines that are"):
+        curves.read(tmp_path / "metrics.jsonl")
+
+
+def test_every_loss_term_has_a_colour():
+    """Those of a whole cascade whose GlobalNet has auxiliary outputs."""
+    terms = ("", "_auxiliary", "_global", "_local", "_global_local", "_final", "_focal")
+    record = {"step": 1, "split": "train", "learning_rate": 1.0}
+    losses = {f"loss{term}": place / 7 for place, term in enumerate(terms)}
+    picture = _picture([record | losses])[:300]
+    for colour in palette.SERIES:
+        assert (np.abs(picture.astype(int) - colour[::-1]) < 20).all(axis=2).any()

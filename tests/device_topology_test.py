@@ -12,7 +12,6 @@ from tprnet_jax.data import arcade, scene
 from tprnet_jax.method import device_topology, topology, windows
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
-needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 
 SIDES = (37, 29)
 
@@ -248,7 +247,6 @@ def _real_masks(batch):
 
 
 @pytest.mark.arcade
-@needs_arcade
 def test_real_masks_as_on_the_host():
     masks = patches = 0
     for some in _real_masks(20):

@@ -5,14 +5,21 @@ import os
 import socket
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import html_test
 import jax
 import numpy as np
+import optax
 import pytest
+import step_test
 
 from tprnet_jax import config as configuration
-from tprnet_jax.method.cascade import param_shapes
+from tprnet_jax import train
+from tprnet_jax.method import step
+from tprnet_jax.method.cascade import Cascade, param_shapes
+from tprnet_jax.method.state import Trainer, initial_state
 from tprnet_jax.runtime import checkpoints, devices
 from tprnet_jax.runtime.errors import UserError
 
@@ -42,20 +49,23 @@ def config(tmp_path_factory):
     config.model.window, config.model.patch, config.model.chunk = 48, 16, 12
     config.train.batch, config.train.epochs, config.train.evaluate_every = 16, 10, 10
     config.train.focal_from_epoch, config.eval.figures = 0, 0
+    config.train.refinement = "location_first"
     config.optim.momentum = 0.9
     return config
 
 
+def _environment(count, **more):
+    """That of a process with so many devices."""
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+    return os.environ | {"XLA_FLAGS": flags, **more}
+
+
 def _start(config, workdir, count, *joined):
-    flags = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    }
     coordinator, *numbers = joined or ("",)
     command = [sys.executable, "-c", TRAIN, config.to_json(), str(workdir), coordinator]
     return subprocess.Popen(
         [*command, *map(str, numbers)],
-        env=flags,
+        env=_environment(count, JAX_DISABLE_MOST_OPTIMIZATIONS="1"),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -66,7 +76,8 @@ def _train(workdir, *processes):
     outputs = [process.communicate()[0] for process in processes]
     assert all(process.returncode == 0 for process in processes), "\n".join(outputs)
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return workdir, [line for line in lines if line["split"] == "train"]
+    (validated,) = (line for line in lines if line["split"] == "validation")
+    return workdir, [line for line in lines if line["split"] == "train"], validated
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +103,7 @@ def two_of_four(config, tmp_path_factory):
 
 @pytest.mark.parametrize("shared", ["eight", "two_of_four"])
 def test_the_losses_are_those_of_one_device(alone, shared, request):
-    expected, (workdir, found) = alone[1], request.getfixturevalue(shared)
+    expected, (workdir, found, _) = alone[1], request.getfixturevalue(shared)
     assert len(expected) == len(found) == 20
     assert len({line["patches"] for line in expected}) > 5
     for one, many in zip(expected, found, strict=True):
@@ -102,15 +113,80 @@ def test_the_losses_are_those_of_one_device(alone, shared, request):
     assert len(report["pictures"]) == len(report["names"]) > 1  # Of all processes.
 
 
+def test_a_checkpoint_is_chosen_by_what_is_reported(alone):
+    """The training merges the branches in another way than the model."""
+    workdir, _, validated = alone
+    reported = json.loads((workdir / "eval/validation/metrics.json").read_text())
+    assert validated["final_dice"] == reported["final"]["dice"]
+
+
 def test_a_checkpoint_of_eight_devices_opens_on_one(config, alone, eight):
     assert jax.device_count() == 1
     cascade = configuration.cascade(config)
     (expected, _), (found, step) = (
         checkpoints.restore_params(workdir, "latest", param_shapes(cascade))
-        for workdir, _ in (alone, eight)
+        for workdir, *_ in (alone, eight)
     )
     assert step == 20
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+def supervised_loss():
+    """That of the coarser outputs, of an image without vessels and one of them, on all devices."""
+    cascade = Cascade(step_test.Coarser(), None, None, 16, 8, 8, 20, 4, "topology_first")
+    mesh = devices.mesh(2)
+    trainer = Trainer(cascade, optax.identity(), lambda step: 0.0, clip_norm=1.0, mesh=mesh)
+    state = devices.replicate(mesh, initial_state(trainer, 0))
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 1), np.uint8)
+    masks = np.stack([np.zeros_like(images[0]), np.full_like(images[1], 255)])
+    return float(step.train_step(trainer, state, images, masks, False)[1]["loss_auxiliary"])
+
+
+def test_deep_supervision_pools_the_images_of_all_devices():
+    command = "import sys, devices_test; sys.stdout.write(str(devices_test.supervised_loss()))"
+    done = subprocess.run(
+        [sys.executable, "-c", command],
+        cwd=Path(__file__).parent,
+        env=_environment(2),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert float(done.stdout) == pytest.approx(supervised_loss(), rel=1e-5)
+
+
+def _trainer(network, mesh):
+    config = configuration.default()
+    config.model.branches, config.model.global_net = ("global",), network
+    config.model.global_channels = (2, 4)
+    return config, train.make_trainer(config, 1, mesh)
+
+
+@pytest.mark.parametrize(
+    ("network", "backend", "is_shared"),
+    [("resunet", "cpu", False), ("resunet", "gpu", True), ("nnunet", "cpu", True)],
+)
+def test_what_batch_normalisation_learns_is_that_of_any_cpu(
+    monkeypatch, network, backend, is_shared
+):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    mesh = jax.make_mesh((1,), (devices.AXIS,))
+    _, trainer = _trainer(network, mesh)
+    assert trainer.mesh == (mesh if is_shared else None)
+
+
+@pytest.mark.parametrize(
+    ("network", "reason"),
+    [
+        ("resunet", "batch normalisation needs the whole batch"),
+        ("nnunet", "no more divide config.train.batch=1"),
+    ],
+)
+def test_why_devices_are_idle_is_said(monkeypatch, capsys, network, reason):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    config, trainer = _trainer(network, None)
+    train._say_how_it_starts(types.SimpleNamespace(config=config, trainer=trainer), 0)
+    assert capsys.readouterr().out == f"1 of 2 devices train; {reason}.\n"
 
 
 SHARES = """
@@ -121,11 +197,8 @@ print([mesh and [d.id for d in mesh.devices.ravel()] for mesh in meshes])
 
 
 def test_as_many_devices_as_divide_the_batch_share_it():
-    flags = os.environ | {
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
-    }
     command = [sys.executable, "-c", SHARES]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=flags)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=_environment(8))
     sizes = [None, 2, 3, 4, 6, 7, 8, 6, 8]
     assert json.loads(done.stdout.replace("None", "null")) == [n and list(range(n)) for n in sizes]
 

@@ -240,6 +240,24 @@ def test_golden(name, variant):
         golden_baselines.assert_activation(found, facts["activations"][module], 1e-4)
 
 
+def test_golden_gradients():
+    """In float64, because where a snake is between two pixels decides on the slope.
+
+    Not of "pro", of which the official code has some taps in other pixels, by the float32 of their
+    coordinates; its gradients are finite differences, see below.
+    """
+    net = DSCNet(classes=1)
+    facts, params, image = golden_baselines.read("dscnet", net)
+
+    def loss(params):
+        outputs = {"prob": jax.nn.sigmoid(net.apply({"params": params}, image))}
+        return golden_baselines.loss(outputs, facts)
+
+    with jax.enable_x64(True):
+        gradients = jax.jit(jax.grad(loss))(params)
+    golden_baselines.assert_gradients(gradients, net, facts, 1e-5)
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_it_goes_to_pytorch_and_back(variant):
     network_checks.assert_goes_to_pytorch_and_back(DSCNet((4, 4), variant=variant))

@@ -597,12 +597,12 @@ def test_an_unknown_argument_is_named():
         get_config("-1")
 
 
-def test_files_of_a_part_are_those_of_its_examples(source):
+def test_what_is_known_of_a_part_is_of_its_examples(source):
     sources = loader.hold_out(prepare(source), 1, 0)
     for part in sources.values():
         names = [part[index]["name"].decode() for index in range(len(part))]
-        assert loader.names(part) == names
-    assert loader.side(sources["train"]) == max(sources["train"][0]["image"].shape)
+        assert [image.name for image in loader.known(part)] == names
+    assert loader.side(loader.known(sources["train"])) == max(sources["train"][0]["image"].shape)
 
 
 def test_images_of_several_sizes_have_no_side(source):
@@ -610,4 +610,4 @@ def test_images_of_several_sizes_have_no_side(source):
     height, width = cv2.imread(str(path)).shape[:2]
     for kind in ("images", "masks"):
         cv2.imwrite(str(source / kind / "large.png"), np.zeros((2 * height, width), np.uint8))
-    assert loader.side(prepare(source)["train"]) is None
+    assert loader.side(loader.known(prepare(source)["train"])) is None

@@ -103,14 +103,36 @@ def assert_activation(activation, facts: dict, tolerance: float) -> None:
     np.testing.assert_allclose(found, facts["value"], rtol=0, atol=tolerance)
 
 
-def cotangent(name: str, facts: dict) -> np.ndarray:
-    """What an output is multiplied with, before the mean, in the loss of the file's gradients.
+def loss(outputs: dict, facts: dict):
+    """That of a file's gradients: the sum of the means of outputs, each times numbers in [-1, 1).
 
-    `(batch, height, width, channels)`.
+    Args:
+        outputs: By name, `(batch, height, width, channels)`.
+        facts: The file.
     """
-    return values("cot." + name, facts["shape"]).transpose(0, 2, 3, 1)
+    total = 0
+    for name, output in outputs.items():
+        weight = values("cot." + name, facts["outputs"][name]["shape"]).transpose(0, 2, 3, 1)
+        total += (output * weight.astype(output.dtype)).mean()
+    return total
 
 
-def named_gradients(gradients: dict, net, channels: int = 1) -> dict[str, np.ndarray]:
-    """Gradients by PyTorch's names, in its layout."""
-    return weights.to_torch({"global": net}, {"global": gradients}, channels)
+def assert_gradients(gradients: dict, net, facts: dict, tolerance: float) -> None:
+    """Compares the gradients of `loss` by a network's parameters with a file's.
+
+    Of some tensors the file has the norm, the sum, and the first number. An error as large as a
+    share of the norm moves the norm and the first number by no more, and the sum by no more than
+    that times the root of how many numbers there are.
+
+    Args:
+        gradients: As the parameters.
+        net: Whose they are.
+        facts: The file.
+        tolerance: The share.
+    """
+    found = weights.to_torch({"global": net}, {"global": gradients})
+    for name, expected in facts["gradients"]["params"].items():
+        error, tensor = tolerance * expected["l2"], np.float64(found[name])
+        assert abs(np.linalg.norm(tensor) - expected["l2"]) <= error, name
+        assert abs(tensor.flat[0] - expected["first"]) <= error, name
+        assert abs(tensor.sum() - expected["sum"]) <= error * tensor.size**0.5, name

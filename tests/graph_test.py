@@ -415,12 +415,6 @@ def random_mask(seed):
     return noise > np.quantile(noise, generator.random())
 
 
-def numbers(tree):
-    for edge in tree["edges"]:
-        yield from edge["path"]
-        yield [value for value in edge.values() if isinstance(value, float)]
-
-
 @pytest.mark.parametrize("seed", range(24))
 def test_any_mask_has_a_tree_with_its_components_and_holes(seed):
     mask = random_mask(seed)

@@ -3,7 +3,6 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -216,8 +215,3 @@ def test_thousands_of_sentences_are_cut():
     notes = data_of(page)["notes"]
     assert len(notes) == 1001
     assert notes[-1] == "And 501 more, see manifest.json."
-
-
-def test_the_pieces_of_the_page_are_packaged():
-    text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    assert '"tprnet_jax.report" = ["page/*"]' in text

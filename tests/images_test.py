@@ -170,6 +170,27 @@ def test_write_into_missing_folder_is_a_user_error(tmp_path):
         images.write_png(tmp_path / "none" / "a.png", np.zeros((2, 2), np.uint8))
 
 
+@pytest.mark.parametrize(
+    ("shape", "written", "what"),
+    [
+        ((2, 3, 2), {"photometric": "minisblack", "planarconfig": "contig"}, "grey with transp"),
+        ((3, 2, 3), {"photometric": "rgb", "planarconfig": "separate"}, "its channels apart"),
+    ],
+)
+def test_a_tiff_that_opencv_misreads_is_refused(tmp_path, shape, written, what):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.arange(np.prod(shape), dtype=np.uint16).reshape(shape), **written)
+    with pytest.raises(UserError, match=rf"a\.tif has {what}.* in 16 bits, .*; save it as grey"):
+        images.read_grey(path)
+
+
+def test_a_tiff_of_16_bits_in_colour_is_read(tmp_path):
+    colour = np.zeros((2, 3, 3), np.uint16)
+    colour[0] = 1000
+    tifffile.imwrite(tmp_path / "a.tif", colour, photometric="rgb")
+    np.testing.assert_array_equal(images.read_grey(tmp_path / "a.tif"), [[1] * 3, [0] * 3])
+
+
 # ---- Before the pixels ---------------------------------------------------------------------------
 
 # What a viewer shows of the rows (1 2 3) and (4 5 6) by their EXIF orientation (JEITA CP-3451).

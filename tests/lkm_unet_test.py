@@ -1,5 +1,4 @@
 import collections
-import functools
 
 import flax
 import golden_baselines
@@ -12,19 +11,9 @@ import pytest
 from tprnet_jax.models import lkm_unet, weights
 from tprnet_jax.models.lkm_unet import LKMUNet
 
-FIVE_STAGES = (32, 64, 128, 256, 512)
+STAGE_CHANNELS = (32, 64, 128, 256, 512, 512)
 TINY = (2, 3, 4)
 SMALL = (2, 3)  # Compiles sooner.
-
-
-@functools.cache
-def _shapes(net):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
-
-
-def _random(net):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: rng.normal(0, 0.5, v.shape).astype(np.float32), _shapes(net))
 
 
 # ---- Parameters ----------------------------------------------------------------------------------
@@ -43,7 +32,8 @@ STAGES = {
 
 def test_parameter_counts_at_full_size():
     counts = collections.defaultdict(lambda: collections.defaultdict(int))
-    for path, leaf in flax.traverse_util.flatten_dict(_shapes(LKMUNet(auxiliary=True))).items():
+    shapes = network_checks.shapes(LKMUNet(auxiliary=True))
+    for path, leaf in flax.traverse_util.flatten_dict(shapes).items():
         part, stage = [*path[0].split("_"), "0"][:2]
         counts[part][int(stage)] += leaf.size
     assert {part: [found[s] for s in sorted(found)] for part, found in counts.items()} == STAGES
@@ -53,10 +43,15 @@ def test_parameter_counts_at_full_size():
 # ---- The official network ------------------------------------------------------------------------
 
 
-def test_golden():
-    """Of 64 x 64 pixels, which no pixel window divides."""
-    net = LKMUNet(FIVE_STAGES, auxiliary=True)
-    facts, params, image = golden_baselines.read("lkm_unet_unwindowed", net)
+@pytest.mark.parametrize(
+    ("name", "channels"),
+    [("lkm_unet_unwindowed", STAGE_CHANNELS[:5]), ("lkm_unet", STAGE_CHANNELS)],
+    ids=["unwindowed", "windowed"],
+)
+def test_golden(name, channels):
+    """Of 64 x 64 pixels, which no pixel window divides, and of 160 x 160, which all do."""
+    net = LKMUNet(channels, auxiliary=True)
+    facts, params, image = golden_baselines.read(name, net)
 
     @jax.jit
     def run(params, image):
@@ -68,19 +63,22 @@ def test_golden():
         )
 
     logits, sown = run(*jax.tree.map(np.float32, (params, image)))
-    outputs = {f"logits_s{stage}": sown["auxiliary"][f"logits_{stage}"][0] for stage in range(1, 4)}
+    outputs = {
+        f"logits_s{stage}": sown["auxiliary"][f"logits_{stage}"][0]
+        for stage in range(1, len(channels) - 1)
+    }
     gap = facts["float32_vs_float64_max_abs"]
     for output, value in (outputs | {"logits_s0": logits}).items():
         tolerance = max(1e-4, 10 * gap[output])
         golden_baselines.assert_samples(value, facts["outputs"][output], tolerance)
     for module, expected in facts["activations"].items():
-        if (name := _stage_of(module)) is not None:
-            (activation,) = sown["intermediates"][name]["__call__"]
+        if (block := _stage_of(module, len(channels))) is not None:
+            (activation,) = sown["intermediates"][block]["__call__"]
             tolerance = max(1e-4, 10 * max(gap.values()))
             golden_baselines.assert_activation(activation, expected, tolerance)
 
 
-def _stage_of(module):
+def _stage_of(module, stages):
     """The last block of an official stage; a Mamba layer is another there."""
     part, kind, *number = module.split(".")
     if kind == "stem":
@@ -88,12 +86,12 @@ def _stage_of(module):
     if kind != "stages":
         return None
     number = int(number[0])
-    return f"{part}_{number if part == 'encoder' else len(FIVE_STAGES) - 2 - number}_1"
+    return f"{part}_{number if part == 'encoder' else stages - 2 - number}_1"
 
 
 def test_to_pytorch_and_back():
     net = LKMUNet(TINY)
-    params = {"global": _random(net)}
+    params = {"global": network_checks.random_params(net)}
     state = weights.to_torch({"global": net}, params)
     heads = {name for name in state if "seg_layers" in name}
     assert heads == {f"decoder.seg_layers.{j}.{p}" for j in (0, 1) for p in ("weight", "bias")}
@@ -157,28 +155,11 @@ def test_sides_of_windows(stages, factor, pixel, pooled):
 
 
 def test_images_of_any_size_each_by_itself_in_bfloat16():
-    net = LKMUNet(SMALL, dtype="bfloat16")
-    apply = jax.jit(lambda params, images: net.apply({"params": params}, images))
-    params, images = _random(net), np.random.default_rng(1).random((2, 9, 13, 1))
-    logits = apply(params, images.astype(np.float32))
-    assert (logits.shape, logits.dtype) == ((2, 9, 13, 2), jnp.float32)
-    assert np.isfinite(logits).all()
-    images[0] = 0
-    changed = apply(params, images.astype(np.float32))
-    assert (changed[0] != logits[0]).any()
-    np.testing.assert_array_equal(changed[1], logits[1])
+    network_checks.assert_images_apart_in_bfloat16(LKMUNet(SMALL))
 
 
 def test_deep_supervision_is_computed_where_asked_alone():
-    net, image = LKMUNet(TINY, auxiliary=True), np.ones((1, 5, 8, 1), np.float32)
-    run = functools.partial(jax.eval_shape, functools.partial(net.apply, mutable=["auxiliary"]))
-    _, sown = run({"params": _shapes(net)}, image)
-    ((coarse,),) = sown["auxiliary"].values()
-    assert coarse.shape == (1, 4, 4, 2)
-    plain = net.clone(auxiliary=False)
-    assert _shapes(net).keys() - _shapes(plain).keys() == {"head_1"}
-    run = functools.partial(jax.eval_shape, functools.partial(plain.apply, mutable=["auxiliary"]))
-    assert not run({"params": _shapes(plain)}, image)[1]
+    network_checks.assert_supervised_where_asked_alone(LKMUNet(TINY, auxiliary=True))
 
 
 def test_gradients_are_finite_differences():
@@ -189,4 +170,4 @@ def test_gradients_are_finite_differences():
     def loss(params):
         return jnp.square(net.apply({"params": params}, image)).sum()
 
-    network_checks.assert_slopes(loss, _random(net), rng)
+    network_checks.assert_slopes(loss, network_checks.random_params(net), rng)

@@ -196,7 +196,6 @@ def test_without_a_holdout_there_is_no_such_split(tmp_path):
 
 
 @pytest.mark.arcade
-@pytest.mark.skipif("TPRNET_ARCADE" not in os.environ, reason="TPRNET_ARCADE is not set")
 def test_the_images_that_arcade_has_twice_are_never_held_out(real_arcade):
     config = configuration.default().data
     config.source, config.dir, config.holdout = os.environ["TPRNET_ARCADE"], str(real_arcade), 990

@@ -111,6 +111,7 @@ def test_version():
         ("global", ("global",)),
         ("1,2", (1, 2)),
         ("[0.7, 1.4]", (0.7, 1.4)),
+        ("2024_05_01,2024_05_02", ("2024_05_01", "2024_05_02")),
         ("", ()),
     ],
 )
@@ -191,6 +192,18 @@ def test_a_workdir_knows_its_configuration(trained, tmp_path):
                 "--config.convert.output=a.npz",
             ],
         ),
+        *(
+            (
+                ["--mode=compare", f"--config.compare.runs={runs}"],
+                [
+                    "--config=RUN/config.json",
+                    "--workdir=runs/compare",
+                    "--mode=compare",
+                    f"--config.compare.runs={runs}",
+                ],
+            )
+            for runs in ("RUN,x", "('RUN', 'x')")
+        ),
     ],
 )
 def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):
@@ -207,6 +220,12 @@ def test_which_configuration_is_meant_without_one(tmp_path, given, with_config):
 def test_a_model_file_to_import_that_is_not_there_is_named():
     with pytest.raises(UserError, match=r"^--config\.convert\.input=absent\.npz is not a file"):
         cli._with_config(["main", "--mode=convert", "--config.convert.input=absent.npz"])
+
+
+def test_a_run_to_compare_that_is_not_there_is_named():
+    missing = r"^--config\.compare\.runs=absent is no run \(no absent/config\.json\); give the"
+    with pytest.raises(UserError, match=missing):
+        cli._with_config(["main", "--mode=compare", "--config.compare.runs=absent,x"])
 
 
 def test_nothing_given_is_said():
@@ -226,6 +245,12 @@ def test_configurations_that_come_along_are_known_by_name_from_anywhere(
     (tmp_path / "configs" / "quickstart.py").write_text("")
     mine = "configs/quickstart.py"
     assert cli._found("", f"--config={mine}") == f"--config={mine}"
+
+
+@pytest.mark.parametrize("flag", ["--config=", "-config="])
+def test_a_runs_json_is_a_configuration_however_it_is_given(flag):
+    assert cli._found("", f"{flag}runs/a/config.json") == f"{flag}{cli.SAVED}:runs/a/config.json"
+    assert cli._found("-config", "a/config.json") == f"{cli.SAVED}:a/config.json"
 
 
 @pytest.mark.parametrize(

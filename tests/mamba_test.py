@@ -60,11 +60,12 @@ def _assert_close(found, expected):
 
 @pytest.mark.parametrize("scan", [mamba.selective_scan, mamba.scan_by_chunk])
 def test_scan_and_gradient_against_a_sequential_one(monkeypatch, scan):
-    """Chunks of 10 tokens and groups of 4 channels, of which the last are not full."""
+    """Chunks of 10 tokens, of 4 channels or 2 sequences, of which the last are not full."""
     monkeypatch.setattr(mamba, "_CPU_TOKENS", 10)
     monkeypatch.setattr(mamba, "_CPU_CHANNELS", 4)
     monkeypatch.setattr(mamba, "_STATES_AT_ONCE", 10 * 2 * 3 * 7)
-    arguments = _arguments(2, 37, 7, 3)
+    monkeypatch.setattr(mamba, "_LEAST_TOKENS", 10)
+    arguments = _arguments(3, 37, 7, 3)
     gradient = np.random.default_rng(1).normal(size=arguments[-1].shape)
 
     @jax.jit
@@ -77,6 +78,18 @@ def test_scan_and_gradient_against_a_sequential_one(monkeypatch, scan):
     _assert_close(y, _scanned(*arguments))
     for found, expected in zip(gradients, _gradients(*arguments, gradient), strict=True):
         _assert_close(found, expected)
+
+
+def test_many_sequences_need_no_more_memory_at_once():
+    """The states between chunks of one token of all sequences would be 2 GB."""
+    shapes = [(8192, 64, 64), (16, 64), (8192, 64, 16), (8192, 64, 16), (8192, 64, 64)]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+
+    def both(gradient, *arguments):
+        return jax.vjp(mamba.scan_by_chunk, *arguments)[1](gradient)
+
+    needed = jax.jit(both).lower(arguments[-1], *arguments).compile().memory_analysis()
+    assert needed.temp_size_in_bytes < 0.5e9
 
 
 def test_a_long_scan_keeps_its_arguments_alone():

@@ -44,10 +44,9 @@ def _run(program: str, *arguments: str, **environment: str) -> list[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps the memory")
 def test_what_is_freed_comes_back_without_a_fresh_page():
-    """64 MiB are 32 pages of 2 MiB at the least."""
+    """Or with few; how many come otherwise depends on the size of a page."""
     (usual,), (kept,) = _run(PAGES), _run(PAGES, GLIBC_TUNABLES=memory.TUNABLES)
-    assert int(usual) >= 32
-    assert int(kept) < 8
+    assert int(kept) < int(usual) / 4
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc keeps the memory")

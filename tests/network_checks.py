@@ -1,5 +1,7 @@
 """What compared networks are checked for, whichever they are."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,7 @@ from tprnet_jax.models.parts import STATISTICS
 def counts(net) -> dict[str, int]:
     """Parameters of each module, without the running statistics."""
     found = {}
-    for path, leaf in flatten_dict(_shapes(net)).items():
+    for path, leaf in flatten_dict(shapes(net)).items():
         if path[-1] not in STATISTICS:
             found[path[0]] = found.get(path[0], 0) + leaf.size
     return found
@@ -23,27 +25,27 @@ def random_params(net) -> dict:
     """All of them random, so that none can be left out unnoticed; from NumPy, which is quick."""
     rng = np.random.default_rng(0)
     params = {}
-    for path, leaf in flatten_dict(_shapes(net)).items():
+    for path, leaf in flatten_dict(shapes(net)).items():
         mean = 1 if path[-1] in ("scale", "var") else 0
         deviation = 0.3 if path[-1] in ("kernel", "bias") else 0.1
         params[path] = rng.normal(mean, deviation, leaf.shape).astype(np.float32)
     return unflatten_dict(params)
 
 
-def _shapes(net) -> dict:
+@functools.cache
+def shapes(net) -> dict:
+    """Of the parameters, for images of one channel."""
     return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
 
 
 def assert_odd_images_apart(net, multiple: int) -> None:
     """An image is padded at the bottom and right, and treated alike whatever it is beside."""
     params = {"params": random_params(net)}
-    images = np.random.default_rng(1).random((2, 2 * multiple, 3 * multiple, 1), np.float32)
-    small = images[:, 1 - multiple :, 1 : -multiple + 1]
-    height, width = small.shape[1:3]
-    border = ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0))
-    padded = np.pad(small, border, mode="edge")
+    height, width = 2 * multiple - 1, 3 * multiple - 1
+    images = np.random.default_rng(1).random((2, height, width, 1), np.float32)
+    padded = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), mode="edge")
     apply = jax.jit(net.apply)
-    together = apply(params, small)
+    together = apply(params, images)
     assert (together.shape, together.dtype) == ((2, height, width, 2), np.float32)
     for image, logits in zip(padded, together, strict=True):
         alone = apply(params, image[None])[0, :height, :width]
@@ -55,6 +57,37 @@ def assert_bfloat16_gives_float32(net) -> None:
     logits = jax.jit(net.clone(dtype="bfloat16").apply)({"params": random_params(net)}, image)
     assert logits.dtype == np.float32
     assert np.isfinite(logits).all()
+
+
+def assert_images_apart_in_bfloat16(net) -> None:
+    """The logits are finite float32, and an image's own whatever it is beside."""
+    images = np.random.default_rng(1).random((2, 9, 13, 1), np.float32)
+    params, apply = {"params": random_params(net)}, jax.jit(net.clone(dtype="bfloat16").apply)
+    logits = apply(params, images)
+    assert (logits.shape, logits.dtype) == ((2, 9, 13, 2), np.float32)
+    assert np.isfinite(logits).all()
+    images[0] = 0
+    changed = apply(params, images)
+    assert (changed[0] != logits[0]).any()
+    np.testing.assert_array_equal(changed[1], logits[1])
+
+
+def assert_supervised_where_asked_alone(net) -> None:
+    """Of three stages, the middle one has logits, at half the resolution, if the network has any.
+
+    Args:
+        net: With three stages and auxiliary outputs.
+    """
+    image, plain = np.ones((1, 5, 8, 1), np.float32), net.clone(auxiliary=False)
+
+    def sown(net):
+        run = functools.partial(net.apply, mutable=["auxiliary"])
+        return jax.eval_shape(run, {"params": shapes(net)}, image)[1]
+
+    ((name, (coarse,)),) = sown(net)["auxiliary"].items()
+    assert (name, coarse.shape) == ("logits_1", (1, 4, 4, 2))
+    assert shapes(net).keys() - shapes(plain).keys() == {"head_1"}
+    assert not sown(plain)
 
 
 def assert_goes_to_pytorch_and_back(net) -> None:

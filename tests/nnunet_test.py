@@ -18,16 +18,6 @@ SIX_STAGES = (32, 64, 128, 256, 512, 512)
 TINY = (2, 3, 4)
 
 
-@functools.cache
-def _shapes(net):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
-
-
-def _random(net):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), _shapes(net))
-
-
 # ---- Parameters ----------------------------------------------------------------------------------
 
 UPS = [3 * 1_049_088, 524_544, 131_200, 32_832, 8_224]
@@ -49,7 +39,7 @@ STAGES = {
 def test_parameter_counts_at_full_size(variant, total):
     counts = collections.defaultdict(lambda: collections.defaultdict(int))
     for path, leaf in flax.traverse_util.flatten_dict(
-        _shapes(NNUNet(variant=variant, auxiliary=True))
+        network_checks.shapes(NNUNet(variant=variant, auxiliary=True))
     ).items():
         part, stage = [*path[0].split("_"), "0"][:2]
         counts[part][int(stage)] += leaf.size
@@ -61,7 +51,7 @@ def test_parameter_counts_at_full_size(variant, total):
 
 
 def test_without_deep_supervision_the_plain_network_is_the_unet():
-    assert _shapes(NNUNet(TINY)) == _shapes(UNet(TINY))
+    assert network_checks.shapes(NNUNet(TINY)) == network_checks.shapes(UNet(TINY))
     assert NNUNet(TINY).torch_idle() == UNet(TINY).torch_idle()
 
 
@@ -119,7 +109,7 @@ def test_golden(name, variant):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_to_pytorch_and_back(variant, auxiliary):
     net = NNUNet(TINY, variant=variant, auxiliary=auxiliary)
-    params = {"global": _random(net)}
+    params = {"global": network_checks.random_params(net)}
     state = weights.to_torch({"global": net}, params)
     heads = {name for name in state if "seg_layers" in name}
     assert heads == {f"decoder.seg_layers.{j}.{p}" for j in (0, 1) for p in ("weight", "bias")}
@@ -142,36 +132,18 @@ def small(request):
 
 
 def test_images_of_any_size_each_by_itself(small):
-    net, params = small, {"params": _random(small)}
-    images = np.random.default_rng(1).random((2, 9, 14, 1)).astype(np.float32)
-    apply = jax.jit(net.apply)
-    logits = apply(params, images)
-    assert (logits.shape, logits.dtype) == ((2, 9, 14, 2), jnp.float32)
-    below, right = (-side % 2 ** (len(net.channels) - 1) for side in (9, 14))
-    padded = np.pad(images[1:], ((0, 0), (0, below), (0, right), (0, 0)), mode="edge")
-    np.testing.assert_allclose(logits[1:], apply(params, padded)[:, :9, :14], atol=1e-4)
+    network_checks.assert_odd_images_apart(small, 2 ** (len(small.channels) - 1))
 
 
 def test_deep_supervision_is_computed_where_asked_alone(net):
-    params, image = {"params": _random(net)}, np.ones((1, 9, 14, 1), np.float32)
-    _, sown = jax.eval_shape(functools.partial(net.apply, mutable=["auxiliary"]), params, image)
-    (coarse,) = sown["auxiliary"].pop("logits_1")
-    assert coarse.shape == (1, 6, 8, 2)
-    assert not sown["auxiliary"]
-    without = net.clone(auxiliary=False)
-    heads = {name for name in params["params"] if name.startswith("head")}
-    assert heads - _shapes(without).keys() == {"head_1"}
-    _, sown = jax.eval_shape(
-        functools.partial(without.apply, mutable=["auxiliary"]), {"params": _random(without)}, image
-    )
-    assert not sown
+    network_checks.assert_supervised_where_asked_alone(net)
 
 
 def test_bfloat16_gives_finite_float32_logits(small):
     image = np.random.default_rng(1).random((1, 16, 16, 1)).astype(np.float32)
     half = small.clone(dtype="bfloat16")
     run = jax.jit(functools.partial(half.apply, mutable=["auxiliary"]))
-    for logits in jax.tree.leaves(run({"params": _random(small)}, image)):
+    for logits in jax.tree.leaves(run({"params": network_checks.random_params(small)}, image)):
         assert logits.dtype == jnp.float32
         assert np.isfinite(logits).all()
 
@@ -185,4 +157,4 @@ def test_gradients_are_finite_differences(small):
         outputs = small.apply({"params": params}, image, mutable=["auxiliary"])
         return sum(jnp.square(logits).sum() for logits in jax.tree.leaves(outputs))
 
-    network_checks.assert_slopes(loss, _random(small), rng)
+    network_checks.assert_slopes(loss, network_checks.random_params(small), rng)

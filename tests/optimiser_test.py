@@ -3,10 +3,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from tprnet_jax import config
 from tprnet_jax.method import optimiser
+from tprnet_jax.models.networks import NETWORKS, has_auxiliary
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -80,7 +83,9 @@ def test_muon_makes_the_steps_of_kernels_orthogonal_and_adamw_the_rest():
     )
     muon = optimiser.direction(_optim(name="muon", weight_decay=0.1))
     state, buffer = muon.init(params), np.zeros((36, 6))
-    for step, gradient in enumerate(gradients):
+    others = (("conv", "bias"), ("head", "kernel"))
+    moments = {other: (0.0, 0.0) for other in others}
+    for step, gradient in enumerate(gradients, start=1):
         descent, state = muon.update(gradient, state, params)
         kernel = np.asarray(gradient["conv"]["kernel"], np.float64).reshape(36, 6)
         buffer = 0.95 * buffer + kernel
@@ -88,10 +93,42 @@ def test_muon_makes_the_steps_of_kernels_orthogonal_and_adamw_the_rest():
         expected = 0.2 * np.sqrt(36) * (left * _newton_schulz(values) @ right)
         expected = expected.reshape(3, 3, 4, 6) + 0.1 * params["conv"]["kernel"]
         np.testing.assert_allclose(descent["conv"]["kernel"], expected, atol=1e-4)
-        for part, name in (("conv", "bias"), ("head", "kernel")):
-            if step == 0:  # Adam's first step has length 1.
-                expected = np.sign(gradient[part][name]) + 0.1 * params[part][name]
-                np.testing.assert_allclose(descent[part][name], expected, rtol=1e-5)
+        for part, name in others:
+            g = np.asarray(gradient[part][name], np.float64)
+            m, v = moments[part, name]
+            m, v = moments[part, name] = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            adam = (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+            expected = adam + 0.1 * params[part][name]
+            np.testing.assert_allclose(descent[part][name], expected, rtol=1e-4, atol=1e-6)
+
+
+LOGITS = {
+    "unet": {"head"},
+    "resunet": {"head"},
+    "coanet": {"seg_branch_2", "connect_branch_2", "connect_branch_d1_2"},
+    "dscnet": {"head"},
+    "nnunet": {"head", "head_1", "head_2"},
+    "umamba_bot": {"head", "head_1", "head_2"},
+    "lkm_unet": {"head", "head_1", "head_2"},
+}
+
+
+@pytest.mark.parametrize("name", LOGITS)
+def test_muon_leaves_the_logits_of_every_network_to_adamw(name):
+    """Of kernels with four axes, Adam has squares of theirs alone.
+
+    No other has as many outputs: 5 classes, and the 9 neighbours of CoANet.
+    """
+    auxiliary = {"auxiliary": True} if has_auxiliary(name) else {}
+    net = NETWORKS[name](channels=(4, 8, 16, 4), classes=5, **auxiliary)
+    image = jnp.zeros((1, 32, 32, 1))
+    params = jax.eval_shape(net.init, jax.random.key(0), image)["params"]
+    kernels = {path: p for path, p in flatten_dict(params).items() if p.ndim == 4}
+    logits = {path for path, kernel in kernels.items() if kernel.shape[-1] in (5, 9)}
+    assert {path[-2] for path in logits} == LOGITS[name]
+    state = jax.eval_shape(optimiser.direction(_optim(name="muon")).init, params)
+    squares = flatten_dict(state.inner_states["other"].inner_state[0].nu)
+    assert {path for path in kernels if not isinstance(squares[path], optax.MaskedNode)} == logits
 
 
 def _is_shape(value):

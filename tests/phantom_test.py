@@ -1,7 +1,10 @@
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from tprnet_jax.data import phantom, scene
+from tprnet_jax.data import phantom, records, scene
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -55,3 +58,31 @@ def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
         phantom.prepare(32, 1, 1, 0, data_dir=str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
+        lambda file: file.unlink(),
+        lambda file: (file.parent / "dataset_info.json").unlink(),
+    ],
+)
+def test_prepared_data_that_are_damaged_are_named(tmp_path, change):
+    arguments = {"size": 32, "train": 4, "validation": 1, "seed": 0, "data_dir": str(tmp_path)}
+    builder = phantom.prepare(**arguments)
+    assert list(records.sources(builder)) == ["train", "validation"]
+    change(next(Path(builder.data_path).glob("*train.array_record*")))
+    folder = re.escape(str(builder.data_path))
+    with pytest.raises(UserError, match=rf"data set in {folder} is damaged \(.*\); delete that"):
+        records.sources(phantom.prepare(**arguments))
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("write() failed: No space left on device")  # As ArrayRecord.
+
+    monkeypatch.setattr(phantom.Phantom, "download_and_prepare", full)
+    with pytest.raises(UserError, match=r"cannot write the prepared .*No space left .*space left"):
+        phantom.prepare(size=32, train=1, validation=1, seed=0, data_dir=str(tmp_path))

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from PIL import Image
 import tprnet_jax
 from tprnet_jax import evaluate, predict
 from tprnet_jax.data import loader, scene, video
+from tprnet_jax.report.journal import Journal
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
+from tprnet_jax.runtime.signals import Interrupted
 
 
 def _config(trained, source, target):
@@ -178,6 +181,65 @@ def test_outputs_of_another_file_of_the_same_name_are_left_alone(trained, tmp_pa
     assert "2 of them before" in capsys.readouterr().out
 
 
+def test_an_overwriting_that_is_cut_short_leaves_nothing_of_another_model(
+    trained, tmp_path, monkeypatch
+):
+    """What it has not come to is segmented by the next prediction; so is what it failed at."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    _write(source, **{name: ("png", 64, 64) for name in "abc"})
+    config = _config(trained, source, target)
+    predict.run(config, trained[1])
+    config.model.refinement, config.predict.overwrite = "location_first", True
+    enter = Journal.enter
+
+    def interrupted(journal, *given):
+        enter(journal, *given)
+        raise Interrupted("", signal.SIGTERM)
+
+    monkeypatch.setattr(Journal, "enter", interrupted)
+    with pytest.raises(Interrupted):
+        predict.run(config, trained[1])
+    monkeypatch.undo()
+    config.predict.overwrite = False
+    predict.run(config, trained[1])
+    config.predict.output = str(tmp_path / "alone")
+    predict.run(config, trained[1])
+    config.predict.output = str(target)
+    for name in "abc":
+        found, expected = (
+            (folder / f"{name}_mask.png").read_bytes() for folder in (target, tmp_path / "alone")
+        )
+        assert found == expected
+    (source / "b.png").write_bytes(b"no image")
+    config.predict.overwrite = True
+    with pytest.raises(UserError, match="1 of 3 files"):
+        predict.run(config, trained[1])
+    assert json.loads((target / "manifest.json").read_text())["sha256"].keys() == {"a", "c"}
+
+
+def test_a_workdir_may_be_spelt_in_another_way(trained, tmp_path, capsys):
+    _write(tmp_path / "in", a=("png", 64, 64))
+    config = _config(trained, tmp_path / "in", tmp_path / "out")
+    predict.run(config, trained[1])
+    predict.run(config, Path(os.path.relpath(trained[1])))
+    assert "1 of them before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["a_mask.png", "a_tree.json"])
+def test_an_output_that_was_damaged_since_is_no_failure(trained, tmp_path, name):
+    """A mask that an editor has saved in colour, a tree that was cut off."""
+    target = tmp_path / "out"
+    _write(tmp_path / "in", a=("png", 64, 64), b=("png", 64, 64))
+    config = _config(trained, tmp_path / "in", target)
+    config.predict.outputs = ("mask", "tree")
+    predict.run(config, trained[1])
+    colour = cv2.imencode(".png", np.full((64, 64, 3), 255, np.uint8))[1].tobytes()
+    (target / name).write_bytes(colour if name.endswith("png") else b"{")
+    predict.run(config, trained[1])
+    page = html_test.data_of((target / "report.html").read_text())
+    assert page["names"] == ["a.png", "b.png"]
+
+
 def test_the_report_also_covers_what_was_done_before(trained, tmp_path):
     source, target = tmp_path / "in", tmp_path / "out"
     _write(source, a=("png", 64, 64), b=("png", 64, 48))
@@ -214,6 +276,7 @@ def test_the_report_also_covers_what_was_done_before(trained, tmp_path):
     [
         ("predict", "scale", 1.0, "scale 0.0, now 1.0"),
         ("model", "temperature", 2.0, "temperature 1.0, now 2.0"),
+        ("model", "refinement", "location_first", "another step [36] of .*"),
     ],
 )
 def test_results_of_another_model_are_not_mixed(trained, tmp_path, part, field, value, change):
@@ -476,7 +539,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_whole_files(
 
     def until_full(path, content):
         write(path, content[: len(content) // 2])  # As much as there is space for.
-        if "partial" in path.name and len(written) == 7:
+        if "partial" in path.name and len(written) >= 7:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
         return write(path, content)
@@ -495,12 +558,13 @@ def test_a_full_disk_ends_the_run_with_one_sentence_and_whole_files(
 
 def test_what_is_interrupted_says_that_the_same_command_goes_on(trained, tmp_path, monkeypatch):
     def interrupted(*_):
-        raise KeyboardInterrupt
+        raise Interrupted("", signal.SIGTERM)
 
     _write(tmp_path / "in", a=("png", 64, 64))
     monkeypatch.setattr(predict.inputs, "open_angiogram", interrupted)
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on with the rest"):
+    with pytest.raises(Interrupted, match="the same command goes on with the rest") as interrupt:
         predict.run(_config(trained, tmp_path / "in", tmp_path / "out"), trained[1])
+    assert interrupt.value.status == 128 + signal.SIGTERM
 
 
 def test_an_image_that_gives_none_of_the_outputs_is_named(trained, tmp_path, capsys):

@@ -12,14 +12,35 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", "configs/README.md", "configs/results/README.md"]
 
 
+def _anchors(text):
+    """What GitHub calls a page's headings in links."""
+    text = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    slugs = [re.sub(r"[^\w -]", "", name.lower()).replace(" ", "-") for name in headings]
+    before = [slugs[:place].count(slug) for place, slug in enumerate(slugs)]
+    return [f"{slug}-{n}" if n else slug for slug, n in zip(slugs, before, strict=True)]
+
+
+def test_anchors_are_as_github_makes_them():
+    page = "# ARCADE, and the paper's table\n```\n# no heading\n```\n## A `b_c`-d\n### A `b_c`-d\n"
+    assert _anchors(page) == ["arcade-and-the-papers-table", "a-b_c-d", "a-b_c-d-1"]
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_links_and_configurations_are_there(page):
-    text = (ROOT / page).read_text()
-    links = re.findall(r"\]\((?!https?://)([^)#]+)", text)
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\((?!https?://)([^)#]*)#?([^)]*)\)", (ROOT / page).read_text())
     assert links
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
-    configurations = set(re.findall(r"--config=(configs/\w+\.py)", text))
-    assert [name for name in configurations if not (ROOT / name).is_file()] == []
+    for link, anchor in links:
+        target = (ROOT / page).parent / link if link else ROOT / page
+        assert target.exists(), link
+        assert not anchor or anchor in _anchors(target.read_text()), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, "tprnet_jax/shipped/README.md"])
+def test_configurations_are_there(page):
+    names = set(re.findall(r"--config=(configs/\w+\.py)", (ROOT / page).read_text()))
+    assert names
+    assert [name for name in names if not (ROOT / name).is_file()] == []
 
 
 def test_the_python_of_the_readme_gives_a_mask_and_its_probability(tmp_path, monkeypatch):

@@ -44,7 +44,6 @@ import make_golden  # noqa: E402, these two need all of the above
 from tprnet_jax.peer import released  # noqa: E402
 
 ARCADE = os.environ.get("TPRNET_ARCADE")
-needs_arcade = pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 
 
 # ---- The golden file -----------------------------------------------------------------------------
@@ -231,7 +230,6 @@ def in_float64():
     jax.config.update("jax_enable_x64", False)
 
 
-@needs_arcade
 @pytest.mark.arcade
 def test_full_size_logits(full):
     config, params, (image, _), there, _ = full
@@ -251,7 +249,6 @@ def test_full_size_logits(full):
     assert max(deviations.values()) <= 1e-4
 
 
-@needs_arcade
 @pytest.mark.arcade
 def test_full_size_gradient_in_float64(full, in_float64):
     """From the gradient of the logits to that of every parameter, branch by branch."""
@@ -262,11 +259,10 @@ def test_full_size_gradient_in_float64(full, in_float64):
     found = to_torch(nets, jax.device_get(gradient))
     differences, noise = compare_gradients(found, full.exact.gradient)
     print(f"\nfloat64 gradient: {worst(differences)}, cancelled biases {worst(noise)}")
-    assert worst(differences)[1] <= 1e-3
+    assert worst(differences)[1] <= 1e-6  # The gradients of the logits are in float32.
     assert worst(noise)[1] <= NOISE
 
 
-@needs_arcade
 @pytest.mark.arcade
 def test_full_size_gradient_in_float32(full, here):
     """At most twice as far from the exact gradient as PyTorch's, which is up to 2 % off itself.
@@ -286,7 +282,6 @@ def test_full_size_gradient_in_float32(full, here):
     assert worst(noise)[1] <= NOISE
 
 
-@needs_arcade
 @pytest.mark.arcade
 def test_full_size_steps_in_float32(full, here):
     """With the published settings, by which three steps move the weights but little.
@@ -296,4 +291,4 @@ def test_full_size_steps_in_float32(full, here):
     expected = full.there.after
     differences = {name: relative(here.after[name], value) for name, value in expected.items()}
     print(f"\nfloat32 weights after three steps: {worst(differences)}")
-    assert worst(differences)[1] <= 1e-3
+    assert worst(differences)[1] <= 2e-4

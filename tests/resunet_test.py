@@ -1,5 +1,3 @@
-import functools
-
 import golden_baselines
 import jax
 import network_checks
@@ -48,13 +46,24 @@ def test_parameter_counts_at_full_size():
 def test_golden():
     net = ResUNet(classes=1)
     facts, params, image = golden_baselines.read("resunet", net)
-    run = functools.partial(net.apply, capture_intermediates=True, mutable=["intermediates"])
-    logits, seen = jax.jit(run)(*jax.tree.map(np.float32, ({"params": params}, image)))
+
+    def run(params, image):
+        logits, seen = net.apply(
+            {"params": params}, image, capture_intermediates=True, mutable=["intermediates"]
+        )
+        outputs = {"prob": jax.nn.sigmoid(logits)}
+        return golden_baselines.loss(outputs, facts), (outputs, seen)
+
+    gradients, (outputs, seen) = jax.jit(jax.grad(run, has_aux=True))(
+        *jax.tree.map(np.float32, (params, image))
+    )
     tolerance = 10 * facts["float32_vs_float64_max_abs"]["prob"]
-    golden_baselines.assert_samples(jax.nn.sigmoid(logits), facts["outputs"]["prob"], tolerance)
+    golden_baselines.assert_samples(outputs["prob"], facts["outputs"]["prob"], tolerance)
     for module, name in MODULES.items():
         (activation,) = seen["intermediates"][name]["__call__"]
         golden_baselines.assert_activation(activation, facts["activations"][module], 1e-4)
+    # Of millions of values some are so near zero that rounding decides on the slope of their ReLU.
+    golden_baselines.assert_gradients(gradients, net, facts, 1e-3)
 
 
 def test_it_goes_to_pytorch_and_back():

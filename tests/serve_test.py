@@ -1,6 +1,7 @@
 """What the page shows is what --mode=predict writes."""
 
 import base64
+import dataclasses
 import json
 import os
 import re
@@ -8,8 +9,10 @@ import shutil
 import signal
 import sys
 import threading
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -19,6 +22,8 @@ import tprnet_jax
 from tprnet_jax import config as configuration
 from tprnet_jax import predict, serve
 from tprnet_jax.data import scene
+from tprnet_jax.models.umamba import UMamba
+from tprnet_jax.models.unet import UNet
 from tprnet_jax.runtime.errors import UserError
 
 web = pytest.importorskip("tprnet_jax.runtime.web", reason='needs pip install -e ".[serve]"')
@@ -147,14 +152,25 @@ def _damaged(folder):
 
 @pytest.fixture
 def served(trained, model):
-    """A server of the page, as `run` makes it."""
+    """A server of the page, as `run` makes it, that takes files of up to 1 MB."""
+    config = trained[0].copy_and_resolve_references()
+    config.serve.max_mb = 1
     with ThreadPoolExecutor(1) as worker, web.listen("127.0.0.1", 0) as listener:
-        server = web.server(serve.application(trained[0], model, worker))
+        server = web.server(serve.application(config, model, worker, "127.0.0.1"))
         thread = threading.Thread(target=server.run, args=([listener],))
         thread.start()
         yield web.url(listener)
         server.should_exit = True
         thread.join()
+
+
+def test_a_megabyte_is_a_million_bytes(served):
+    with urllib.request.urlopen(f"{served}/about") as about:
+        assert json.load(about)["most"] == 1_000_000
+    announced = {"Content-Length": "1000001"}
+    larger = urllib.request.Request(f"{served}/segment?name=a.png", b"pixels", announced)
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        urllib.request.urlopen(larger)
 
 
 # ---- The mode ------------------------------------------------------------------------------------
@@ -167,9 +183,11 @@ class _Browser:
         self.number, self.seen = number, []
 
     def open(self, url):
-        with urllib.request.urlopen(url) as page:
-            self.seen = [url, page.read().decode()]
-        os.kill(os.getpid(), self.number)
+        try:
+            with urllib.request.urlopen(url) as page:
+                self.seen = [url, page.read().decode()]
+        finally:
+            os.kill(os.getpid(), self.number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -188,6 +206,39 @@ def test_it_opens_the_page_and_ends_with_a_status_when_interrupted(
     assert said[1].startswith(f"{url} segments with step ")
     assert len(said) == 2
     assert "not a medical device" in page
+
+
+def test_by_the_address_that_is_said_the_page_can_be_called(trained, monkeypatch, capsys):
+    """Of a host given by another name; this one is every address of the machine."""
+    config, browser = trained[0].copy_and_resolve_references(), _Browser(signal.SIGINT)
+    config.serve.port, config.serve.host = 0, "0"
+    monkeypatch.setattr(serve.webbrowser, "get", lambda: browser)
+    with pytest.raises(KeyboardInterrupt):
+        serve.run(config, trained[1])
+    assert browser.seen[0].startswith("http://0.0.0.0:")
+    assert "Whoever reaches 0 can use the page" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("net", "size"),
+    [
+        (UNet((2,)), (64, 64)),
+        (UMamba(variant="bot", size=(48, 80)), (64, 64)),
+        (UMamba(variant="enc", size=(48, 80)), (48, 80)),
+    ],
+)
+def test_it_compiles_for_images_that_the_network_takes(model, net, size):
+    cascade = dataclasses.replace(model.cascade, global_net=net)
+    assert serve._usual_size(model._replace(cascade=cascade, side=64)) == size
+
+
+def test_the_browser_is_left_alone_where_that_is_wanted(trained, monkeypatch, capsys):
+    config = trained[0].copy_and_resolve_references()
+    config.serve.port, config.serve.open = 0, False
+    monkeypatch.setattr(serve, "threading", None)  # Would fail: the browser has a thread.
+    monkeypatch.setattr(web, "server", lambda app: SimpleNamespace(run=lambda sockets: None))
+    serve.run(config, trained[1])
+    assert re.search(r"^http://\S+ segments with step ", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_no_browser_at_all_is_no_error(monkeypatch):

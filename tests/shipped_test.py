@@ -55,7 +55,6 @@ def test_python_gives_what_predict_writes(model, tmp_path):
 
 
 @pytest.mark.arcade
-@pytest.mark.skipif(not ARCADE, reason="TPRNET_ARCADE names no ARCADE folder")
 def test_real_angiograms_are_segmented_as_in_the_evaluation(model):
     """Every tenth validation image, whose mean Dice was 0.8381 before weights were rounded."""
     folder = Path(ARCADE, "syntax", "val")

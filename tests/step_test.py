@@ -1,14 +1,17 @@
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tprnet_jax import config
-from tprnet_jax.method import cascade, inference, optimiser, step, windows
+from tprnet_jax.method import augment, cascade, inference, optimiser, step, windows
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.method.state import State, Trainer, initial_state
+from tprnet_jax.models.parts import mean_pool, pad_to_multiple
+from tprnet_jax.models.supervision import head, supervise
 from tprnet_jax.models.unet import UNet
 
 
@@ -255,6 +258,87 @@ def test_the_dice_of_each_image_if_asked(plain, tiny_params, tiny_images, masks)
         logits = np.concatenate([np.zeros_like(difference), difference], axis=-1)
         of_each = [_loss(logits[i : i + 1], masks[i : i + 1] / np.float32(255)) for i in range(2)]
         assert scalars[f"loss_{stage}"] == pytest.approx(np.mean(of_each), rel=1e-4)
+
+
+class Coarser(nn.Module):
+    """Logits of the pixels, and of their squares of 2 x 2 and 4 x 4."""
+
+    classes: int = 2
+    dtype: str = "float32"
+    auxiliary: bool = True
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        height, width = x.shape[1:3]
+        x = pad_to_multiple(x, 8)
+        logits = head(self, x)
+        for stage in (1, 2):
+            x = mean_pool(x)
+            supervise(self, x, stage)
+        return logits[:, :height, :width]
+
+
+@pytest.fixture(scope="module")
+def coarser_params():
+    rng, shapes = np.random.default_rng(0), {"kernel": (1, 1, 1, 2), "bias": (2,)}
+    return {
+        name: {part: rng.normal(size=shape).astype(np.float32) for part, shape in shapes.items()}
+        for name in ("head", "head_1", "head_2")
+    }
+
+
+def _with_coarser(trainer, **fields):
+    nets = {"global_net": Coarser(), "local_net": None, "focal_net": None}
+    return trainer._replace(cascade=dataclasses.replace(trainer.cascade, **nets, **fields))
+
+
+@pytest.mark.parametrize(("with_dice", "image_dice"), [(False, False), (True, False), (True, True)])
+def test_deep_supervision_has_the_loss_of_the_logits(
+    plain, coarser_params, tiny_images, masks, with_dice, image_dice
+):
+    """Half of it is that of squares of 2 x 2; the coarsest output has none."""
+    trainer = _with_coarser(plain)._replace(with_dice=with_dice, image_dice=image_dice)
+    # To 32 x 24, as a network of four stages needs.
+    padded = [
+        np.pad(array / np.float32(255), ((0, 0), (0, 7), (0, 2), (0, 0)), mode="edge")
+        for array in (tiny_images, masks)
+    ]
+    squares = padded[0].reshape(2, 16, 2, 12, 2, 1).mean((2, 4))
+    labels = padded[1][:, 1::2, 1::2]
+
+    def auxiliary(head):
+        logits = squares * head["kernel"] + head["bias"].reshape(1, 1, 1, 2)
+        difference = logits[..., 1:] - logits[..., :1]
+        if not with_dice:
+            return (jax.nn.softplus(difference) - labels * difference).mean() / 2
+        if not image_dice:
+            return _loss(logits, labels) / 2
+        return sum(_loss(logits[i : i + 1], labels[i : i + 1]) for i in range(2)) / 4
+
+    expected, gradient = jax.jit(jax.value_and_grad(auxiliary))(coarser_params["head_1"])
+    before = _state(trainer, {"global": coarser_params})
+    after, scalars = train_step(trainer, before, tiny_images, masks, False)
+    assert scalars["loss_auxiliary"] == pytest.approx(float(expected), rel=1e-5)
+    assert scalars["loss"] == pytest.approx(scalars["loss_global"] + scalars["loss_auxiliary"])
+    taken = jax.tree.map(np.subtract, coarser_params, jax.device_get(after.params["global"]))
+    _assert_trees_close(taken["head_1"], gradient, rtol=1e-4, atol=1e-6)
+    assert not any(leaf.any() for leaf in jax.tree.leaves(taken["head_2"]))
+
+
+def test_a_standardised_image_is_augmented_as_the_network_sees_it(
+    plain, coarser_params, tiny_images, masks
+):
+    """Half as bright, it is half as far from 0; standardised after that, it would be as before."""
+    half = augment.Settings(p_brightness=1.0, brightness=(0.5, 0.5))
+    samples = np.zeros(2, np.int32), np.arange(2, dtype=np.int32)
+    mean, deviation = (f(tiny_images, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.std))
+    seen = (0.5 * (tiny_images - mean) / deviation).astype(np.float32)
+    logits = seen * coarser_params["head"]["kernel"] + coarser_params["head"]["bias"]
+    expected = _loss(logits, masks / np.float32(255))
+    trainer = _with_coarser(plain, standardise=True)._replace(augmentation=half)
+    state = _state(trainer, {"global": coarser_params})
+    _, scalars = train_step(trainer, state, tiny_images, masks, False, samples)
+    assert scalars["loss_global"] == pytest.approx(float(expected), rel=1e-4)
 
 
 # ---- The average ---------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from skimage import transform
 
+from tprnet_jax.method.losses import segmentation_loss
 from tprnet_jax.models.losses import cross_entropy, soft_dice
 from tprnet_jax.models.supervision import deep_supervision
 
@@ -33,7 +34,7 @@ def test_half_the_resolution_counts_half_and_the_coarsest_nothing(units):
     mask = mask.repeat(2, axis=1).repeat(2, axis=2)
     outputs = {"logits_1": logits, "logits_2": 7 * logits[:, ::2, ::2]}
     expected = facts["dc_ce_batch_dice_True"] / 2
-    assert deep_supervision(outputs, mask) == pytest.approx(expected, rel=1e-6)
+    assert deep_supervision(outputs, mask, segmentation_loss) == pytest.approx(expected, rel=1e-6)
 
 
 def test_with_the_main_loss_it_is_in_proportion_to_nnunets_total():
@@ -51,8 +52,8 @@ def test_with_the_main_loss_it_is_in_proportion_to_nnunets_total():
         labels = transform.resize(mask, size, order=0, mode="edge", anti_aliasing=False)
         total += weight * (cross_entropy(logits, labels) + soft_dice(logits, labels))
     main = outputs.pop("logits_0")
-    found = cross_entropy(main, mask) + soft_dice(main, mask) + deep_supervision(outputs, mask)
-    assert found == pytest.approx(7 / 4 * float(total), rel=1e-6)
+    coarser = deep_supervision(outputs, mask, segmentation_loss)
+    assert segmentation_loss(main, mask) + coarser == pytest.approx(7 / 4 * float(total), rel=1e-6)
 
 
 def test_a_mask_of_another_size_is_padded_like_its_image():
@@ -63,9 +64,10 @@ def test_a_mask_of_another_size_is_padded_like_its_image():
     logits = np.random.default_rng(0).normal(size=(1, 4, 8, 2)).astype(np.float32)
     expected = (cross_entropy(logits, labels) + soft_dice(logits, labels)) / 2
     outputs = {"logits_1": logits, "logits_2": logits[:, ::2, ::2]}
-    assert deep_supervision(outputs, mask) == pytest.approx(float(expected), rel=1e-6)
+    found = deep_supervision(outputs, mask, segmentation_loss)
+    assert found == pytest.approx(float(expected), rel=1e-6)
 
 
 @pytest.mark.parametrize("outputs", [{}, {"logits_1": jnp.ones((1, 4, 4, 2))}])
 def test_one_coarser_output_or_none_adds_nothing(outputs):
-    assert deep_supervision(outputs, jnp.ones((1, 8, 8, 1))) == 0
+    assert deep_supervision(outputs, jnp.ones((1, 8, 8, 1)), segmentation_loss) == 0

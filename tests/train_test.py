@@ -41,6 +41,7 @@ def test_a_run_leaves_what_the_readme_lists(trained):
         "config.json",
         "checkpoints",
         "metrics.jsonl",
+        "training_images.json",
         "eval",
         "eval/validation",
         "eval/validation/metrics.json",
@@ -553,6 +554,18 @@ def test_lines_of_steps_taken_again_are_dropped(tmp_path, held_out):
     assert path.read_text() == "".join(whole[:1])
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_that_cannot_be_written_is_said_and_no_other_error(trained, tmp_path):
+    def log():
+        with progress.Progress(trained[0].train, tmp_path, 3, 0, True) as written:
+            written.log.close()
+            written.log = open("/dev/full", "w")  # noqa: SIM115, `Progress` closes it.
+            written.evaluated(3, "validation", {})
+
+    with pytest.raises(UserError, match=r"/dev/full cannot be written \(No space left .*; free"):
+        log()
+
+
 def test_an_absent_split_is_named_before_training(trained, tmp_path, monkeypatch):
     monkeypatch.delattr(train, "train_step")
     config = trained[0].copy_and_resolve_references()
@@ -581,7 +594,6 @@ def _two_of_each_split(source, target):
 
 
 @pytest.mark.arcade
-@pytest.mark.skipif("TPRNET_ARCADE" not in os.environ, reason="TPRNET_ARCADE is not set")
 def test_real_angiograms_train_and_evaluate(trained, tmp_path):
     _two_of_each_split(Path(os.environ["TPRNET_ARCADE"]), tmp_path / "arcade")
     config = trained[0].copy_and_resolve_references()

@@ -19,16 +19,6 @@ TINY = {"channels": (2, 3, 4), "size": (8, 8)}
 SMALL = (2, 4)  # Compiles sooner.
 
 
-@functools.cache
-def _shapes(net):
-    return jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 16, 16, 1)))["params"]
-
-
-def _random(net):
-    rng = np.random.default_rng(0)
-    return jax.tree.map(lambda v: rng.normal(0, 0.5, v.shape).astype(np.float32), _shapes(net))
-
-
 # ---- Parameters ----------------------------------------------------------------------------------
 
 STAGES = {
@@ -48,7 +38,7 @@ MAMBA = {
 def test_parameter_counts_at_full_size(variant, total):
     counts = collections.defaultdict(lambda: collections.defaultdict(int))
     for path, leaf in flax.traverse_util.flatten_dict(
-        _shapes(UMamba(variant=variant, auxiliary=True))
+        network_checks.shapes(UMamba(variant=variant, auxiliary=True))
     ).items():
         part, stage = [*path[0].split("_"), "0"][:2]
         counts[part][0 if part == "stem" else int(stage)] += leaf.size
@@ -97,7 +87,7 @@ def test_golden(variant):
 @pytest.mark.parametrize(("variant", "auxiliary"), [("bot", False), ("enc", True)])
 def test_to_pytorch_and_back(variant, auxiliary):
     net = UMamba(**TINY, variant=variant, auxiliary=auxiliary)
-    params = {"global": _random(net)}
+    params = {"global": network_checks.random_params(net)}
     state = weights.to_torch({"global": net}, params)
     heads = {name for name in state if "seg_layers" in name}
     assert heads == {f"decoder.seg_layers.{j}.{p}" for j in (0, 1) for p in ("weight", "bias")}
@@ -125,21 +115,12 @@ def test_the_decoder_of_a_state_dict_has_the_encoder_too(variant, path, names):
 
 
 def test_images_of_any_size_each_by_itself_in_bfloat16():
-    net = UMamba(SMALL, dtype="bfloat16")
-    apply = jax.jit(lambda params, images: net.apply({"params": params}, images))
-    params, images = _random(net), np.random.default_rng(1).random((2, 9, 13, 1))
-    logits = apply(params, images.astype(np.float32))
-    assert (logits.shape, logits.dtype) == ((2, 9, 13, 2), jnp.float32)
-    assert np.isfinite(logits).all()
-    images[0] = 0
-    changed = apply(params, images.astype(np.float32))
-    assert (changed[0] != logits[0]).any()
-    np.testing.assert_array_equal(changed[1], logits[1])
+    network_checks.assert_images_apart_in_bfloat16(UMamba(SMALL))
 
 
 def test_enc_is_for_one_size():
     net = UMamba(**TINY, variant="enc")
-    run = functools.partial(jax.eval_shape, net.apply, {"params": _random(net)})
+    run = functools.partial(jax.eval_shape, net.apply, {"params": network_checks.shapes(net)})
     assert run(jnp.zeros((3, 5, 8, 1))).shape == (3, 5, 8, 2)  # 8 x 8 with its padding.
     with pytest.raises(UserError, match=r"images are 8 x 9, but .* size=\(8, 8\) alone"):
         run(jnp.zeros((1, 8, 9, 1)))
@@ -149,15 +130,7 @@ def test_enc_is_for_one_size():
 
 
 def test_deep_supervision_is_computed_where_asked_alone():
-    net, image = UMamba(**TINY, auxiliary=True), np.ones((1, 5, 8, 1), np.float32)
-    run = functools.partial(jax.eval_shape, functools.partial(net.apply, mutable=["auxiliary"]))
-    _, sown = run({"params": _shapes(net)}, image)
-    ((coarse,),) = sown["auxiliary"].values()
-    assert coarse.shape == (1, 4, 4, 2)
-    plain = net.clone(auxiliary=False)
-    assert _shapes(net).keys() - _shapes(plain).keys() == {"head_1"}
-    run = functools.partial(jax.eval_shape, functools.partial(plain.apply, mutable=["auxiliary"]))
-    assert not run({"params": _shapes(plain)}, image)[1]
+    network_checks.assert_supervised_where_asked_alone(UMamba(**TINY, auxiliary=True))
 
 
 def test_gradients_are_finite_differences():
@@ -168,4 +141,4 @@ def test_gradients_are_finite_differences():
     def loss(params):
         return jnp.square(net.apply({"params": params}, image)).sum()
 
-    network_checks.assert_slopes(loss, _random(net), rng)
+    network_checks.assert_slopes(loss, network_checks.random_params(net), rng)

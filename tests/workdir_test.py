@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import shutil
@@ -6,11 +8,17 @@ import sys
 
 import pytest
 
-from tprnet_jax import evaluate, predict, train
+from tprnet_jax import convert, evaluate, predict, train
 from tprnet_jax.data import loader, scene
 from tprnet_jax.data.images import write_png
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.workdir import check_same_run, only_run, write_config
+from tprnet_jax.workdir import (
+    check_same_run,
+    images_seen,
+    images_seen_earlier,
+    only_run,
+    write_config,
+)
 
 HOLD = """
 import sys
@@ -49,6 +57,18 @@ def test_a_second_run_is_refused_until_the_first_has_gone(trained, tmp_path):
         assert (workdir / ".lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    sentence = (
+        rf"^{tmp_path}/\.lock cannot be locked or written \(Function not impl.*; choose a --w"
+    )
+    with pytest.raises(UserError, match=sentence), only_run(tmp_path):
+        pass
+
+
 @pytest.mark.parametrize(("field", "value", "was"), [("focal_fold", 2, 1), ("guided", True, False)])
 def test_networks_that_see_something_else_are_refused(trained, tmp_path, field, value, was):
     config, workdir = trained[0].copy_and_resolve_references(), trained[1]
@@ -72,29 +92,86 @@ def test_a_field_that_a_run_was_started_without_had_its_default(trained, tmp_pat
         check_same_run(config, workdir)
 
 
-def test_another_fold_with_images_that_were_trained_on_is_refused(trained, tmp_path):
+def test_images_that_were_trained_on_are_refused_wherever_they_are(trained, tmp_path):
     """Five images, five folds: what validates in one was trained on in every other."""
     workdir, source = tmp_path / "run", tmp_path / "own"
     _with_images(source, 5)
-    shutil.copytree(trained[1], workdir)
-    config = trained[0].copy_and_resolve_references()
-    config.data.name, config.data.source = "folder", str(source)
-    write_config(config, workdir)
+    config = _on_folder(trained, source)
+    train.run(config, workdir)
     assert evaluate.run(config, workdir)["images"] == 1
     config.data.folder.fold = 1
-    for spelt in (source, f"{source}/", os.path.relpath(source)):
-        config.data.source = str(spelt)
-        with pytest.raises(UserError, match=r"1 of the 1 .*set .*data\.folder\.fold.* as in the"):
-            evaluate.run(config, workdir)
-    config.data.source = str(source)
+    with pytest.raises(UserError, match=r"1 of the 1 .*set .*data\.folder\.fold.* as in the"):
+        evaluate.run(config, workdir)
+    shutil.copytree(source, tmp_path / "moved")
+    for kind in ("images", "masks"):
+        (tmp_path / "moved" / kind / "1.png").rename(tmp_path / "moved" / kind / "other.png")
+    config.data.source = str(tmp_path / "moved")
+    with pytest.raises(
+        UserError, match=r"of the 1 images to evaluate on \(\w+\.png\) were trained"
+    ):
+        evaluate.run(config, workdir)
     config.eval.split = "train"
     assert evaluate.run(config, workdir)["images"] == 4
-    assert (workdir / "eval" / "train,data.folder.fold=1" / "metrics.json").is_file()
 
 
-def _with_images(source, count):
+def test_a_folder_of_other_images_with_the_same_names_may_be_evaluated_on(trained, tmp_path):
+    workdir, source, others = tmp_path / "run", tmp_path / "own", tmp_path / "others"
+    _with_images(source, 5)
+    _with_images(others, 5, seed=1)
+    config = _on_folder(trained, source)
+    train.run(config, workdir)
+    config.data.source, config.data.folder.fold = str(others), 1
+    assert evaluate.run(config, workdir)["images"] == 1
+
+
+def test_results_on_other_data_have_a_folder_however_long_its_path(trained, tmp_path):
+    deep = tmp_path / ("a" * 150) / ("b" * 150)
+    _with_images(deep, 5)
+    config = trained[0].copy_and_resolve_references()
+    config.data.name, config.data.source = "folder", str(deep)
+    folder = evaluate.result_folder(config, trained[1])
+    assert len(folder.name) == 200
+    config.data.source += "/"
+    assert evaluate.result_folder(config, trained[1]) != folder  # The name has it as it is spelt.
+    write_config(config, tmp_path)
+    config.data.source = os.path.relpath(deep)
+    assert evaluate.result_folder(config, tmp_path) == tmp_path / "eval" / "validation"
+
+
+def test_what_weights_were_trained_on_goes_where_they_go(trained, tmp_path):
+    """From a run to a model file, to a run made of that, and to one that starts from it."""
+    source, file = tmp_path / "own", tmp_path / "model.npz"
+    _with_images(source, 5)
+    config = _on_folder(trained, source)
+    train.run(config, tmp_path / "first")
+    seen = images_seen(tmp_path / "first")
+    assert len(seen) == 4
+    config.convert.output = str(file)
+    convert.run(config, tmp_path / "first")
+    config.convert.output, config.convert.input = "", str(file)
+    convert.run(config, tmp_path / "imported")
+    config.convert.input = ""
+    assert images_seen(tmp_path / "imported") == seen
+    config.train.start_from = str(file)
+    train.run(config, tmp_path / "second")
+    assert images_seen_earlier(tmp_path / "second") == seen
+    config.data.folder.fold = 1
+    with pytest.raises(UserError, match=r"^1 of the 1 images .* or by what it started from; "):
+        train.run(config, tmp_path / "third")
+    assert not (tmp_path / "third" / "config.json").exists()
+
+
+def _on_folder(trained, source):
+    """Of a training of two steps on the images in a folder."""
+    config = trained[0].copy_and_resolve_references()
+    config.data.name, config.data.source, config.train.batch = "folder", str(source), 1
+    config.train.epochs, config.train.steps_per_epoch = 2, 1
+    return config
+
+
+def _with_images(source, count, seed=0):
     for index in range(count):
-        for folder, array in zip(("images", "masks"), scene.draw(0, index, 32), strict=True):
+        for folder, array in zip(("images", "masks"), scene.draw(seed, index, 32), strict=True):
             (source / folder).mkdir(parents=True, exist_ok=True)
             write_png(source / folder / f"{index}.png", array)
 
@@ -103,17 +180,16 @@ def test_a_folder_that_has_grown_since_is_noticed(trained, tmp_path):
     """Folds are of all images, so that new ones deal them anew."""
     workdir, source = tmp_path / "run", tmp_path / "own"
     _with_images(source, 10)
-    config = trained[0].copy_and_resolve_references()
-    config.data.name, config.data.source, config.train.batch = "folder", str(source), 1
-    config.train.epochs, config.train.steps_per_epoch = 2, 1
+    config = _on_folder(trained, source)
     train.run(config, workdir)
-    first = json.loads((workdir / "training_images.json").read_text())
-    assert first == loader.names(loader.examples(loader.prepare(config.data), "train"))
-    assert len(first) == 8
+    images = json.loads((workdir / "training_images.json").read_text())["images"]
+    first = loader.known(loader.examples(loader.prepare(config.data), "train"))
+    assert images == {image.name: image.digest for image in first}
+    assert len(images) == 8
     assert json.loads((workdir / "config.json").read_text())["side"] == 32
     _with_images(source, 14)
-    now = set(loader.names(loader.examples(loader.prepare(config.data), "validation")))
-    seen = now & set(first)
+    now = loader.known(loader.examples(loader.prepare(config.data), "validation"))
+    seen = {image.name for image in now} & images.keys()
     assert seen
     with pytest.raises(UserError, match=rf"^{len(seen)} of the 3 .*; bring back the files of then"):
         evaluate.run(config, workdir)

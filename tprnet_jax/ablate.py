@@ -72,6 +72,7 @@ def _check(config: ConfigDict) -> None:
 def _ablated(config: ConfigDict, branches: tuple[str, ...], seed: int) -> ConfigDict:
     ablated = config.copy_and_resolve_references()
     ablated.model.branches, ablated.seed = branches, seed
+    ablated.train.remat = tuple(b for b in config.train.remat if b in branches)
     configuration.check(ablated)
     return ablated
 

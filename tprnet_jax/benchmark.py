@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import resource
 import statistics
 import time
@@ -94,13 +95,20 @@ def _subject(config: ConfigDict) -> Subject:
 def _load(config: ConfigDict, count: int) -> tuple[Batch, str]:
     """Images and masks, and what they are: those of the data set if it is there, or phantoms."""
     data = config.data
-    here = data.name != "arcade" or data.source or arcade.is_downloaded(data.dir or None)
+    data_dir = os.path.expanduser(data.dir) or None
+    here = data.name != "arcade" or data.source or arcade.is_downloaded(data_dir)
     if not here:
         drawn = [scene.draw(config.seed, index, PHANTOM_SIDE) for index in range(count)]
         arrays = (np.stack(part)[..., None] for part in zip(*drawn, strict=True))
         return Batch(*arrays), f"phantoms of {PHANTOM_SIDE} pixels"
     source = loader.examples(loader.prepare(data), "validation")
     examples = [source[index % len(source)] for index in range(count)]
+    sizes = {example["image"].shape[:2] for example in examples}
+    if len(sizes) > 1:
+        raise UserError(
+            f"the first {count} validation images have different sizes, among them "
+            f"{' and '.join(map(str, sorted(sizes)[:2]))}; set config.benchmark.batches to 1"
+        )
     arrays = (np.stack([e[part] for e in examples]) for part in ("image", "mask"))
     return Batch(*arrays), f"{data.name}, validation"
 

@@ -16,7 +16,7 @@ from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import calibration
 from tprnet_jax.report.calibration import Reliability, Threshold
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import restore
+from tprnet_jax.workdir import images_seen, restore
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
-    check_unseen(config, workdir, source)
+    check_unseen(config, workdir, source, images_seen(workdir))
     counts = _count(cascade, params, source, config.eval.batch)
     report, diagram = _report(counts, config.model.temperature)
     report = {"split": config.eval.split, "step": step, "images": len(source), **report}

@@ -1,7 +1,6 @@
 """A data set read once, and what of it is wrong or strange."""
 
 import functools
-import hashlib
 import json
 import statistics
 import zlib
@@ -14,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
-from tprnet_jax.data import folder, loader, pairs
+from tprnet_jax.data import folder, images, loader, pairs
 from tprnet_jax.report import metrics
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
@@ -43,7 +42,7 @@ class Sight(NamedTuple):
     grey: tuple[float, float, float]
     values: str
     share: float
-    picture: bytes
+    picture: str
     mask: bytes
 
 
@@ -159,7 +158,7 @@ def _sight(split: str, name: str, image: np.ndarray, mask: np.ndarray, values: s
         grey,
         values,
         float(vessel.mean()),
-        hashlib.sha256(image.tobytes()).digest(),
+        images.known(name, image).digest,
         zlib.compress(np.packbits(vessel), level=1),
     )
 
@@ -200,7 +199,7 @@ def find_twins(sights: Sequence[Sight]) -> list[Twins]:
     """Pairs of identical images: of three or more, each with the first."""
     groups = defaultdict(list)
     for sight in sights:
-        groups[sight.size, sight.picture].append(sight)
+        groups[sight.picture].append(sight)
     return [
         Twins(first, other, float(metrics.overlap(_mask(first), _mask(other))["dice"]))
         for first, *others in groups.values()
@@ -262,11 +261,17 @@ def _fatal(config: ConfigDict, train: Sequence[Sight]) -> list[str]:
             f"{_in_words(sizes[-1])} (height x width), but config.train.batch is "
             f"{config.train.batch}; set it to 1, or bring the images to one size"
         )
+    kept = len(train) - config.data.holdout
+    if train and config.train.batch > kept > 0:
+        sentences.append(
+            f"config.train.batch is {config.train.batch}, but there are only {kept} images to "
+            "train on; make it smaller"
+        )
     return sentences + _holdout_problems(config.data, train)
 
 
 def _holdout_problems(data: ConfigDict, train: Sequence[Sight]) -> list[str]:
-    pictures = [(sight.size, sight.picture) for sight in train]
+    pictures = [sight.picture for sight in train]
     try:
         if train and data.holdout:
             loader.choose_holdout(pictures, data.holdout, data.holdout_seed)

@@ -20,7 +20,7 @@ from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import comparison, figures, tradeoff
 from tprnet_jax.report.comparison import Method
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
+from tprnet_jax.runtime.files import read_json, write_whole
 from tprnet_jax.workdir import restore
 
 
@@ -29,13 +29,15 @@ class Run(NamedTuple):
 
     Attributes:
         workdir: Its folder.
-        config: Its configuration.
+        config: Its configuration, with the checkpoint that was evaluated.
+        step: Of that checkpoint.
         images: Names of the images it was evaluated on.
         metrics: Of the final output, by name the value of each image, NaN where undefined.
     """
 
     workdir: Path
     config: ConfigDict
+    step: int
     images: list[str]
     metrics: dict[str, np.ndarray]
 
@@ -68,6 +70,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     Raises:
         UserError: A run has not been evaluated, or on other images than the first.
     """
+    configuration.check(config)
     runs = [_read(Path(str(path)).expanduser(), config.eval.split) for path in config.compare.runs]
     runs = _in_one_order(runs)
     shown = _shown(runs[0], config)
@@ -86,7 +89,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 def _read(workdir: Path, split: str) -> Run:
     folder = workdir / "eval" / split
     table = folder / "per_image.csv"
-    if not (workdir / "config.json").is_file() or not table.is_file():
+    files = workdir / "config.json", folder / "metrics.json", table
+    if not all(file.is_file() for file in files):
         raise UserError(
             f"the run in {workdir} has not been evaluated on {split} (no {table}); evaluate it "
             f"with --workdir={workdir} --mode=eval --config.eval.split={split}"
@@ -97,8 +101,10 @@ def _read(workdir: Path, split: str) -> Run:
         name.removeprefix("final_"): np.array([float(row[name] or "nan") for row in rows])
         for name in names
     }
+    evaluated = read_json(folder / "metrics.json")
     config = configuration.get_config(workdir / "config.json")
-    return Run(workdir, config, [row["name"] for row in rows], metrics)
+    config.eval.checkpoint = evaluated["checkpoint"]
+    return Run(workdir, config, evaluated["step"], [row["name"] for row in rows], metrics)
 
 
 def _in_one_order(runs: list[Run]) -> list[Run]:
@@ -173,7 +179,12 @@ def _shown(first: Run, config: ConfigDict) -> list[Shown]:
 def _segmented(run: Run, shown: list[Shown]) -> tuple[list[np.ndarray], tuple]:
     """The final masks, and what they cost: parameters, GFLOP an image, images a second."""
     cascade = configuration.cascade(run.config)
-    params, _ = restore(run.config, run.workdir, cascade)
+    params, step = restore(run.config, run.workdir, cascade)
+    if step != run.step:
+        raise UserError(
+            f"the run in {run.workdir} was evaluated at step {run.step}, and its "
+            f"{run.config.eval.checkpoint} checkpoint now is of step {step}; evaluate it again"
+        )
 
     def masks():
         batches = (each.image[None] for each in shown)
@@ -198,7 +209,13 @@ def _gflop(cascade: Cascade, shown: list[Shown]) -> float:
 
 
 def _centres(cascade: Cascade, truth: np.ndarray) -> np.ndarray:
-    return topology.patch_centres(truth, cascade.pixels_per_patch, cascade.max_patches)
+    return topology.patch_centres(
+        truth,
+        cascade.pixels_per_patch,
+        cascade.max_patches,
+        cascade.centreline,
+        cascade.first_point,
+    )
 
 
 def _sheet(shown: list[Shown], masks: dict[str, list[np.ndarray]]) -> np.ndarray:

@@ -22,7 +22,8 @@ from tprnet_jax.models.weights import from_torch, of_official, to_torch
 from tprnet_jax.runtime import checkpoints, model_file
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import restore, side, write_config
+from tprnet_jax.segmenter import Trained
+from tprnet_jax.workdir import images_seen, restore, side, write_config, write_training_images
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
@@ -44,13 +45,13 @@ def run(config: ConfigDict, workdir: Path) -> None:
     cascade = configuration.cascade(config)
     if model_file.located(given or wanted).suffix == model_file.SUFFIX:
         if given:
-            params, name, trained_at = segmenter.parameters(given, param_shapes(cascade))
-            return _make_run(config, params, workdir, name, trained_at)
+            return _make_run(config, segmenter.parameters(given, param_shapes(cascade)), workdir)
         return write_model(config, cascade, workdir, Path(wanted).expanduser())
     _check_published(config)
     if given:
         path = Path(given).expanduser()
-        return _make_run(config, jax.device_put(read(path, cascade, config.seed)), workdir, path)
+        params = jax.device_put(read(path, cascade, config.seed))
+        return _make_run(config, Trained(params, str(path), None, set()), workdir)
     return export_weights(config, cascade, workdir, Path(wanted).expanduser())
 
 
@@ -64,14 +65,12 @@ def _check_published(config: ConfigDict) -> None:
             )
 
 
-def _make_run(
-    config: ConfigDict, params: dict, workdir: Path, source, trained_at: int | None = None
-) -> None:
+def _make_run(config: ConfigDict, trained: Trained, workdir: Path) -> None:
     """Makes a workdir whose only checkpoint, at step 0, has these weights.
 
     It can be evaluated and predicted with, and training goes on from it with a fresh optimiser.
     """
-    direction = optimiser.direction(config.optim)
+    direction, params = optimiser.direction(config.optim), trained.params
     optim = {name: direction.init(branch) for name, branch in params.items()}
     with checkpoints.open_manager(workdir) as manager:
         if manager.latest_step() is not None:
@@ -82,9 +81,10 @@ def _make_run(
         checkpoints.finish(manager)
     kept = config.copy_and_resolve_references()
     kept.convert.input = ""
-    write_config(kept, workdir, trained_at)
+    write_config(kept, workdir, trained.side)
+    write_training_images([], trained.seen, workdir)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    print(f"{count:,} parameters ({', '.join(params)}) of {source} imported into {workdir}")
+    print(f"{count:,} parameters ({', '.join(params)}) of {trained.name} imported into {workdir}")
 
 
 def write_model(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path) -> None:
@@ -95,13 +95,16 @@ def write_model(config: ConfigDict, cascade: Cascade, workdir: Path, path: Path)
     """
     params, step = restore(config, workdir, cascade)
     shared = config.copy_and_resolve_references()
-    shared.data.source = shared.data.dir = shared.train.start_from = ""  # Of one machine alone.
+    # Of one machine alone.
+    shared.data.source = shared.data.dir = shared.data.folder.splits = ""
+    shared.train.start_from, shared.compare.runs = "", ()
     shared.predict.input = shared.predict.output = ""
     shared.convert.input = shared.convert.output = shared.export.output = ""
     about = {
         "name": f"TPRNet {path.stem}, step {step}",
         "side": side(workdir),
         "version": tprnet_jax.__version__,
+        "seen": sorted(images_seen(workdir)),
         "config": shared.to_dict(),
     }
     model_file.write(path, jax.device_get(params), about)

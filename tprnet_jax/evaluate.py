@@ -22,8 +22,8 @@ from tprnet_jax.report.region import Region
 from tprnet_jax.report.tables import STAGES, Scores, per_image, summary, table
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.errors import UserError
-from tprnet_jax.runtime.files import write_whole
-from tprnet_jax.workdir import about, changed, restore, trained_on, training_images
+from tprnet_jax.runtime.files import shortened, write_whole
+from tprnet_jax.workdir import about, changed, images_seen, restore
 
 
 def run(config: ConfigDict, workdir: Path) -> dict:
@@ -44,8 +44,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     cascade = configuration.cascade(config)
     params, step = restore(config, workdir, cascade)
     source = loader.examples(loader.prepare(config.data), config.eval.split)
-    check_unseen(config, workdir, source)
+    check_unseen(config, workdir, source, images_seen(workdir))
     folder = result_folder(config, workdir)
+    plots = curves.plots(curves.read(workdir / "metrics.jsonl"))
     album = pictures.Album(pictures.BUDGET // jax.process_count())
     masks = folder / "masks" if config.eval.masks else None
     keep = functools.partial(_keep, album, len(source) > pictures.MANY, masks)
@@ -61,10 +62,9 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if not devices.is_first():
         return result
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    _draw(cascade, params, source, scores, config.eval, folder / "figures")
     write_whole(folder / "per_image.csv", per_image(scores))
     write_whole(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
-    plots = curves.plots(curves.read(workdir / "metrics.jsonl"))
+    _draw(cascade, params, source, scores, config.eval, folder / "figures")
     shown = dict(itertools.chain.from_iterable(albums))
     report = html.evaluation(result, scores, shown, plots, about(config), str(workdir))
     write_whole(folder / "report.html", report)
@@ -77,32 +77,30 @@ def result_folder(config: ConfigDict, workdir: Path) -> Path:
     """Where the results of `config.eval.split` are written."""
     fields = changed(config, workdir).items()
     name = ",".join([config.eval.split, *(f"{field}={value}" for field, value in fields)])
-    return workdir / "eval" / name.replace(os.sep, "_")
+    return workdir / "eval" / shortened(name.replace(os.sep, "_"))
 
 
-def check_unseen(config: ConfigDict, workdir: Path, source) -> None:
+def check_unseen(config: ConfigDict, workdir: Path, source, trained: set[str]) -> None:
     """Refuses to take for a test what the run was trained on.
+
+    Args:
+        config: All of it; asked for by name, the training images may be evaluated on.
+        workdir: Of the run.
+        source: Examples by index, to evaluate on.
+        trained: Digests of the images trained on, see `workdir.images_seen`.
 
     Raises:
         UserError: Some examples of the source were.
     """
-    before, now = trained_on(config, workdir), config.data
-    # Those of ARCADE's and the phantoms' own validation and test splits are no training images.
-    mixed = ("validation", "test", "holdout") if now.name == "folder" else ("holdout",)
-    if config.eval.split not in mixed or before is None:
+    if config.eval.split == "train" or not trained:
         return
-    trained = training_images(workdir)
-    if trained is None and before.to_dict() == now.to_dict():
-        return
-    if trained is None:
-        trained = loader.names(loader.examples(loader.prepare(before), "train"))
-    if seen := sorted(set(trained) & set(loader.names(source))):
+    if seen := sorted(image.name for image in loader.known(source) if image.digest in trained):
         named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
         fields = ", ".join(f for f in changed(config, workdir) if f.startswith("data."))
         mend = f"set {fields} as in the training" if fields else "bring back the files of then"
         raise UserError(
             f"{len(seen)} of the {len(source)} images to evaluate on ({named}) were trained on by "
-            f"the run in {workdir}; {mend}, or choose other images"
+            f"the run in {workdir}, or by what it started from; {mend}, or choose other images"
         )
 
 
@@ -187,5 +185,5 @@ def _draw(cascade, params, source, scores: Scores, config: ConfigDict, folder: P
             image = image.astype(np.float32) / 255
         named = {STAGES[stage]: mask for stage, mask in masks.items()}
         picture = figures.panel(image, example["mask"][..., 0] > 127, named, scores.names[index])
-        stem = Path(scores.names[index]).stem
+        stem = shortened(Path(scores.names[index]).stem)
         write_png(folder / f"{rank:02d}_{stem}_dice_{dice[index]:.3f}.png", picture)

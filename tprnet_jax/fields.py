@@ -94,7 +94,8 @@ _MODEL = {
     # Or "location_first", "sequential", "canvas_mean"; see `cascade.Cascade`.
     "refinement": Choice("topology_first", REFINEMENTS),
     "temperature": Number(1.0, 0.01, 100),  # Of the final probability; --mode=calibrate fits it.
-    "standardise": False,  # Each image to mean 0 and standard deviation 1.
+    # Each image to mean 0 and standard deviation 1; in training before its augmentation.
+    "standardise": False,
     "dtype": Choice("float32", ("float32", "bfloat16")),  # Of the networks' computation.
 }
 _OPTIM = {
@@ -156,7 +157,7 @@ _BENCHMARK = {
     "peer": False,  # Time the released system too, in PyTorch.
 }
 FIELDS = {
-    "seed": _SEED,  # Of parameters, order of samples and augmentation.
+    "seed": _SEED,  # Of parameters, order of samples, augmentation and dropout.
     "data": _DATA,
     # Nothing, unless a probability p_... is set; `augment.Settings` says what each field means.
     "augment": augment.Settings()._asdict(),

@@ -31,7 +31,7 @@ PROCESS = flags.DEFINE_integer("process", None, "Number of this process, from 0.
 
 def main(_) -> None:
     """Runs the mode that the flags name; a user's mistake ends with one sentence and status 1."""
-    from tprnet_jax.runtime import cli, devices  # See `start`.
+    from tprnet_jax.runtime import cli, devices, signals  # See `start`.
 
     try:
         logging.set_verbosity(logging.ERROR)  # JAX tells of absent TPUs, Grain of JAX's version.
@@ -41,7 +41,8 @@ def main(_) -> None:
         cli.check_devices()
         mode = importlib.import_module(f"tprnet_jax.{MODE.value.replace('eval', 'evaluate')}")
         logging.set_verbosity(logging.WARNING)  # Orbax writes pages at INFO.
-        mode.run(CONFIG.value, cli.workdir(WORKDIR.value))
+        with signals.noted():  # SIGTERM, too, leaves nothing half-made.
+            mode.run(CONFIG.value, cli.workdir(WORKDIR.value))
     except (UserError, OSError) as error:
         cli.fail(error)
     except KeyboardInterrupt as interrupt:

@@ -21,13 +21,13 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.data import inputs, video
 from tprnet_jax.data.angiogram import Angiogram
-from tprnet_jax.data.images import read_stored
+from tprnet_jax.data.images import read_grey
 from tprnet_jax.data.inputs import Input
 from tprnet_jax.report import destination, dicom_seg, html, outputs, pictures
 from tprnet_jax.report.destination import OF_FILE, OF_IMAGE, Earlier
 from tprnet_jax.report.journal import Journal
 from tprnet_jax.report.outputs import Segmented
-from tprnet_jax.runtime import devices
+from tprnet_jax.runtime import devices, signals
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import write_or_tell, write_whole
 from tprnet_jax.runtime.threads import ahead
@@ -85,7 +85,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     journal = Journal(len(share), pictures.BUDGET // jax.process_count())
     records, entries = _segment(Job(config.predict, output, model, earlier, journal), share)
     manifest["seconds"] = round(time.monotonic() - start, 3)
-    destination.end_manifest(manifest, listing, records, output)
+    destination.end_manifest(manifest, earlier, listing, records, output)
     failed = len(listing.problems) + sum("error" in record for record in records)
     total = len(listing.problems) + len(records)
     if devices.is_first():
@@ -119,8 +119,9 @@ def _segment(job: "Job", files: list[Input]) -> tuple[list[dict], list[dict]]:
         job.run(files)
     except UserError as error:
         stopped = str(error)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt("interrupted; the same command goes on with the rest") from None
+    except signals.Interrupted as interrupt:
+        message = "interrupted; the same command goes on with the rest"
+        raise signals.Interrupted(message, interrupt.status - 128) from None
     own = job.records, job.journal.entries, stopped
     records, entries, stops = zip(*devices.allgather_json(own), strict=True)
     if any(stops):
@@ -234,9 +235,9 @@ class Job:
             return
         frames = work.angiogram.frames()
         # What has been damaged since is not shown; it is no failure of this prediction.
-        with contextlib.suppress(UserError, OSError):
+        with contextlib.suppress(UserError, OSError, ValueError, LookupError, TypeError):
             for number in range(1, work.angiogram.count + 1):
-                mask = read_stored(self._path(work, OF_IMAGE["mask"], number)) > 0
+                mask = read_grey(self._path(work, OF_IMAGE["mask"], number)) > 0
                 is_read = work.angiogram.is_run or self.journal.wants_picture()
                 self._enter(work, number, next(frames) if is_read else None, mask)
 

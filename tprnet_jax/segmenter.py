@@ -1,6 +1,8 @@
 """Angiograms to masks from Python: with the model that comes along, or one of your own."""
 
+import dataclasses
 import functools
+import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -56,6 +58,15 @@ class Segmenter(NamedTuple):
     side: int | None
     name: str
     temperature: float
+
+    @property
+    def digest(self) -> str:
+        """12 digits that only models which give the same masks share."""
+        alike = dataclasses.replace(self.cascade, chunk=1, topology="host")
+        found = hashlib.sha256(repr(alike).encode())
+        for path, leaf in jax.tree.leaves_with_path(self.params):
+            found.update(jax.tree_util.keystr(path).encode() + np.asarray(leaf).tobytes())
+        return found.hexdigest()[:12]
 
     def __call__(self, images: np.ndarray, scale: float = 0) -> Segmentation:
         """Segments an image, or a batch of images of one size.
@@ -206,8 +217,24 @@ def of(config: ConfigDict, path: Path) -> Segmenter:
     return Segmenter(cascade, params, workdir.side(path), f"step {step} of {path}", temperature)
 
 
-def parameters(path: str, expected: dict) -> tuple[dict, str, int | None]:
-    """Parameters to start a training from, whose they are, and the side of their images.
+class Trained(NamedTuple):
+    """Parameters to start from, and where they are from.
+
+    Attributes:
+        params: By branch.
+        name: Whose they are, in a line.
+        side: As of `Segmenter`.
+        seen: Digests of the images they were trained on, as far as that is known.
+    """
+
+    params: dict
+    name: str
+    side: int | None
+    seen: set[str]
+
+
+def parameters(path: str, expected: dict) -> Trained:
+    """Parameters to start a training from.
 
     Args:
         path: See `model_file.located`; of a run, the best checkpoint counts.
@@ -219,6 +246,8 @@ def parameters(path: str, expected: dict) -> tuple[dict, str, int | None]:
     found = model_file.located(path)
     if found.suffix == model_file.SUFFIX:
         params, about = model_file.read(found, expected)
-        return jax.device_put(params), about["name"], about["side"]
+        seen = set(about.get("seen", ()))  # Earlier versions do not say.
+        return Trained(jax.device_put(params), about["name"], about["side"], seen)
     params, step = checkpoints.restore_params(found, "best", expected)
-    return params, f"step {step} of {found}", workdir.side(found)
+    name, seen = f"step {step} of {found}", workdir.images_seen(found)
+    return Trained(params, name, workdir.side(found), seen)

@@ -20,6 +20,7 @@ from tprnet_jax import config as configuration
 from tprnet_jax import segmenter
 from tprnet_jax.data import images, inputs, scene
 from tprnet_jax.data.angiogram import Angiogram
+from tprnet_jax.models.umamba import UMamba
 from tprnet_jax.report import graph, outputs
 from tprnet_jax.report.destination import OF_IMAGE
 from tprnet_jax.report.outputs import Segmented
@@ -54,7 +55,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if config.serve.open:
             threading.Thread(target=_open, args=(web.url(listener),), daemon=True).start()
         with ThreadPoolExecutor(1) as worker, signals.noted():
-            web.server(application(config, model, worker)).run(sockets=[listener])
+            app = application(config, model, worker, listener.getsockname()[0])
+            web.server(app).run(sockets=[listener])
 
 
 def _web():
@@ -74,10 +76,18 @@ def _web():
 
 def _warm_up(model: Segmenter, scale: float) -> None:
     """Compiles for images of the training's size, which most are brought to."""
-    side = model.side or 512
-    print(f"Compiling for {side} x {side} pixels, which takes some seconds", flush=True)
-    phantom = (scene.draw(0, 0, side)[0] / 255).astype(np.float32)
-    list(model.stream([phantom], scale=scale))
+    height, width = _usual_size(model)
+    print(f"Compiling for {height} x {width} pixels, which takes some seconds", flush=True)
+    phantom = (scene.draw(0, 0, max(height, width))[0] / 255).astype(np.float32)
+    list(model.stream([phantom[:height, :width]], scale=scale))
+
+
+def _usual_size(model: Segmenter) -> tuple[int, int]:
+    """Height and width that most images are brought to."""
+    net = model.cascade.global_net
+    if isinstance(net, UMamba) and net.variant == "enc":  # It takes no others.
+        return tuple(net.size)
+    return (model.side or 512,) * 2
 
 
 def _open(url: str) -> None:
@@ -88,13 +98,16 @@ def _open(url: str) -> None:
             browser.open(url)
 
 
-def application(config: ConfigDict, model: Segmenter, worker: ThreadPoolExecutor) -> Any:
+def application(
+    config: ConfigDict, model: Segmenter, worker: ThreadPoolExecutor, address: str
+) -> Any:
     """The page and what answers it, as an ASGI application.
 
     Args:
         config: All of it.
         model: Segments what is uploaded.
         worker: Of one thread, in which it does.
+        address: Of this machine, by which browsers may call it, as by `config.serve.host`.
     """
     web = _web()
     most = int(config.serve.max_mb * 1e6)
@@ -106,7 +119,8 @@ def application(config: ConfigDict, model: Segmenter, worker: ThreadPoolExecutor
     }
     answer = functools.partial(lines, model, config.predict.scale)
     uploads = web.Uploads(answer, most, SUFFIXES, worker)
-    return web.application(PAGE, about, uploads, {config.serve.host.lower(), *web.LOOPBACK})
+    hosts = {config.serve.host.lower(), address, *web.LOOPBACK}
+    return web.application(PAGE, about, uploads, hosts)
 
 
 # ---- What is shown -------------------------------------------------------------------------------

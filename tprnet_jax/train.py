@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,8 +13,10 @@ from ml_collections import ConfigDict
 from tprnet_jax import config as configuration
 from tprnet_jax import evaluate, segmenter
 from tprnet_jax.data import loader
+from tprnet_jax.data.images import Known
 from tprnet_jax.method import augment, optimiser
-from tprnet_jax.method.state import State, Trainer, initial_state
+from tprnet_jax.method.cascade import Cascade
+from tprnet_jax.method.state import State, Trainer, has_statistics, initial_state
 from tprnet_jax.method.step import train_step
 from tprnet_jax.report import metrics, tables
 from tprnet_jax.runtime import checkpoints, devices, signals
@@ -24,6 +26,7 @@ from tprnet_jax.runtime.progress import NotFinite, Progress, say
 from tprnet_jax.workdir import (
     check_same_images,
     check_same_run,
+    images_seen_earlier,
     only_run,
     write_config,
     write_training_images,
@@ -51,18 +54,21 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     sources = loader.prepare(config.data)
     splits = "train", loader.choosing_split(config.data)
     source, held_out = (loader.examples(sources, split) for split in splits)
-    loader.examples(sources, config.eval.split)  # Better missed now than after the training.
+    reported = loader.examples(sources, config.eval.split)
     per_epoch = _steps_per_epoch(len(source), config.train)
     trainer = make_trainer(config, per_epoch, mesh)
     with only_run(workdir), checkpoints.open_manager(workdir) as manager:
-        if manager.latest_step() is not None:
+        is_begun = manager.latest_step() is not None
+        if is_begun:
             check_same_run(config, workdir)
-            if loader.files(source) is not None:
-                check_same_images(loader.names(source), workdir)
-        training = Training(config, workdir, trainer, source, held_out, per_epoch, manager)
+        data = source, held_out, reported
+        training = Training(config, workdir, trainer, *data, per_epoch, manager)
         if not training.is_complete():
+            images = loader.known(source)
+            if is_begun:
+                check_same_images(images, workdir)
             with _saying_how_to_go_on(manager) as stop:
-                _train(training, stop)
+                _train(training, images, stop)
         elif (finished := _earlier_report(config, workdir, manager)) is not None:
             return finished
     return evaluate.run(config, workdir)
@@ -73,6 +79,7 @@ def make_trainer(
 ) -> Trainer:
     """What the training steps of a configuration need, on the devices of `mesh` or on one."""
     cascade = configuration.cascade(config)
+    mesh = None if mesh is None or _trains_alone(cascade) else mesh
     shares = 1 if mesh is None else mesh.size
     again = {f"{name}_net": cascade.networks[name].clone(remat=True) for name in config.train.remat}
     cascade = dataclasses.replace(
@@ -96,6 +103,16 @@ def make_trainer(
     )
 
 
+def _trains_alone(cascade: Cascade) -> bool:
+    """Whether one device has to train, however many could.
+
+    Each device normalises by the statistics of its own images, so that what is learnt depends on
+    how many share a batch. A CPU's cores are devices for speed alone; on another CPU the same
+    command is to learn the same.
+    """
+    return jax.default_backend() == "cpu" and jax.process_count() == 1 and has_statistics(cascade)
+
+
 class Training(NamedTuple):
     """What does not change from the first step to the last.
 
@@ -105,6 +122,7 @@ class Training(NamedTuple):
         trainer: What a step needs.
         source: Training examples by index.
         held_out: Examples by index to choose the checkpoint on.
+        reported: Examples by index to evaluate on at the end.
         per_epoch: Steps to an epoch.
         manager: Of the checkpoints.
     """
@@ -114,6 +132,7 @@ class Training(NamedTuple):
     trainer: Trainer
     source: object
     held_out: object
+    reported: object
     per_epoch: int
     manager: checkpoints.Manager
 
@@ -146,15 +165,17 @@ def _steps_per_epoch(examples: int, config: ConfigDict) -> int:
     return config.steps_per_epoch or examples // config.batch
 
 
-def _train(training: Training, stop: signals.Stop) -> None:
-    """Takes the steps that are left."""
+def _train(training: Training, images: Sequence[Known], stop: signals.Stop) -> None:
+    """Takes the steps that are left, on these images."""
     config, trainer, manager = training.config, training.trainer, training.manager
-    state = devices.replicate(trainer.mesh, _restored(training) or _fresh(training))
+    state, seen_earlier = _restored(training) or _fresh(training)
+    # Better refused now than after the training.
+    evaluate.check_unseen(config, training.workdir, training.reported, seen_earlier)
+    state = devices.replicate(trainer.mesh, state)
     start, batch = int(state.step), config.train.batch
     if devices.is_first():
-        write_config(config, training.workdir, loader.side(training.source))
-        if loader.files(training.source) is not None:
-            write_training_images(loader.names(training.source), training.workdir)
+        write_config(config, training.workdir, loader.side(images))
+        write_training_images(images, seen_earlier, training.workdir)
     _say_how_it_starts(training, start)
     part = jax.process_index(), jax.process_count()
     batches = loader.train_batches(training.source, config.seed, batch, start, part)
@@ -203,23 +224,29 @@ def _saying_how_to_go_on(manager: checkpoints.Manager) -> Iterator[signals.Stop]
             ) from error
 
 
-def _restored(training: Training) -> State | None:
-    """The newest whole state, if there is one."""
+def _restored(training: Training) -> tuple[State, set[str]] | None:
+    """The newest whole state, if there is one; and as for `_fresh`."""
     shapes = jax.eval_shape(lambda: initial_state(training.trainer, 0))
     parts = checkpoints.restore_latest(training.manager, shapes.parts)
-    return None if parts is None else State.of_parts(**parts)
+    if parts is None:
+        return None
+    return State.of_parts(**parts), images_seen_earlier(training.workdir)
 
 
-def _fresh(training: Training) -> State:
-    """The state before the first step: random weights, or those of `config.train.start_from`."""
+def _fresh(training: Training) -> tuple[State, set[str]]:
+    """The state before the first step: random weights, or those of `config.train.start_from`.
+
+    Returns:
+        The state, and the digests of the images that its weights were trained on.
+    """
     config, trainer = training.config, training.trainer
     state = initial_state(trainer, config.seed)
     if not config.train.start_from:
-        return state
-    params, name, _ = segmenter.parameters(config.train.start_from, state.params)
-    say(f"Starting from the weights of {name}.")
-    average = None if state.average is None else jax.tree.map(jnp.copy, params)
-    return state._replace(params=params, average=average)
+        return state, set()
+    given = segmenter.parameters(config.train.start_from, state.params)
+    say(f"Starting from the weights of {given.name}.")
+    average = None if state.average is None else jax.tree.map(jnp.copy, given.params)
+    return state._replace(params=given.params, average=average), given.seen
 
 
 def _say_how_it_starts(training: Training, start: int) -> None:
@@ -227,7 +254,10 @@ def _say_how_it_starts(training: Training, start: int) -> None:
     if start:
         say(f"Going on from step {start} of {training.steps}.")
     if used < (count := jax.device_count()):
-        say(f"{used} of {count} devices train; no more divide config.train.batch={batch}.")
+        reason = f"no more divide config.train.batch={batch}"
+        if _trains_alone(training.trainer.cascade):
+            reason = "batch normalisation needs the whole batch"
+        say(f"{used} of {count} devices train; {reason}.")
 
 
 def _arguments(training: Training, step: int, examples: dict) -> tuple:
@@ -258,7 +288,8 @@ def _validate(training: Training, state: State, progress: Progress) -> None:
     params = state.evaluated
     if training.trainer.mesh is not None:
         params = devices.unreplicate(params)
-    cascade, batch = training.trainer.cascade, training.config.eval.batch
+    # Not the trainer's cascade, whose refinement may be another, but that which is reported on.
+    cascade, batch = configuration.cascade(training.config), training.config.eval.batch
     scores = evaluate.score(cascade, params, training.held_out, batch, metrics.compare_briefly)
     split, means = loader.choosing_split(training.config.data), tables.means(scores)
     progress.evaluated(int(state.step), split, means)

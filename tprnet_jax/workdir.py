@@ -6,9 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cv2
 import jax
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import tprnet_jax
 from tprnet_jax import config as configuration
+from tprnet_jax.data.images import Known
 from tprnet_jax.method.cascade import Cascade, param_shapes
 from tprnet_jax.runtime import checkpoints, devices
 from tprnet_jax.runtime.errors import UserError
@@ -37,6 +38,8 @@ PACKAGES = (
 TRAINING_IMAGES = "training_images.json"
 # What a network is, or sees; its parameters fit nothing else.
 NETWORK = ("global_net", "global_fold", "local_fold", "focal_fold", "guided")
+# Where a user's folder and its splits are.
+_OF_FOLDER = ("data.source", "data.folder.splits")
 # What may change from one start of a run to the next; all else decides what its steps mean.
 FREE = (
     "topology",
@@ -44,7 +47,7 @@ FREE = (
     "model.temperature",
     "train.remat",
     "data.dir",
-    "data.source",
+    *_OF_FOLDER,
     "optim.learning_rate",
     "optim.clip_norm",
     "train.epochs",
@@ -68,25 +71,34 @@ def only_run(workdir: Path) -> Iterator[None]:
     """Keeps other runs from writing to the workdir meanwhile; the system ends it with the process.
 
     Raises:
-        UserError: Another run writes to it.
+        UserError: Another run writes to it, or the file that says so cannot be written or locked.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if not devices.is_first():  # The first process of a run speaks for all.
         yield
         return
-    with (workdir / ".lock").open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UserError(
-                f"{workdir} is being written to by another run ({lock.read().strip()}); let it "
-                "end, or choose another --workdir"
-            ) from None
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {platform.node()}\n")
-        lock.flush()
+    with (workdir / ".lock").open("ab+", buffering=0) as lock:
+        _take(lock, workdir)
         yield
+
+
+def _take(lock: IO[bytes], workdir: Path) -> None:
+    """Locks the file, and writes into it for whom."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {platform.node()}\n".encode())
+    except BlockingIOError:
+        lock.seek(0)
+        raise UserError(
+            f"{workdir} is being written to by another run ({lock.read().decode().strip()}); let "
+            "it end, or choose another --workdir"
+        ) from None
+    except OSError as error:  # A full disk, or a file system without locks.
+        raise UserError(
+            f"{lock.name} cannot be locked or written ({error.strerror}); choose a --workdir on a "
+            "file system that has space and locks"
+        ) from error
 
 
 def write_config(config: ConfigDict, workdir: Path, side: int | None = None) -> None:
@@ -156,33 +168,57 @@ def check_same_run(config: ConfigDict, workdir: Path) -> None:
         )
 
 
-def write_training_images(names: list[str], workdir: Path) -> None:
-    """Notes which images of a user's folder the run trains on."""
-    write_whole(workdir / TRAINING_IMAGES, json.dumps(names, indent=0) + "\n")
+def write_training_images(images: Sequence[Known], earlier: Iterable[str], workdir: Path) -> None:
+    """Notes which images the run trains on.
+
+    Args:
+        images: They.
+        earlier: Digests of those that its first weights had been trained on, see `images_seen`.
+        workdir: Of the run.
+    """
+    noted = {"images": _digests(images), "earlier": sorted(earlier)}
+    write_whole(workdir / TRAINING_IMAGES, json.dumps(noted, indent=0) + "\n")
 
 
-def training_images(workdir: Path) -> list[str] | None:
-    """The images of a user's folder that the run in the workdir trained on, as it noted."""
-    path = workdir / TRAINING_IMAGES
-    return read_json(path) if path.is_file() else None
+def images_seen(workdir: Path) -> set[str]:
+    """Digests of all images that the run, and what it started from, were trained on."""
+    noted = _training_images(workdir)
+    return {*noted["images"].values(), *noted["earlier"]}
 
 
-def check_same_images(names: list[str], workdir: Path) -> None:
+def images_seen_earlier(workdir: Path) -> set[str]:
+    """Of these, those that the run's first weights had been trained on."""
+    return set(_training_images(workdir)["earlier"])
+
+
+def check_same_images(images: Sequence[Known], workdir: Path) -> None:
     """Checks that training goes on with the images it was started with.
 
     Raises:
         UserError: It was started with others.
     """
-    before = training_images(workdir)
-    if before is None or before == names:
+    before, now = _training_images(workdir)["images"], _digests(images)
+    if not before or list(before.items()) == list(now.items()):
         return
-    gone, new = sorted(set(before) - set(names)), sorted(set(names) - set(before))
-    named = f"{len(gone)} of them are gone and {len(new)} are new"
-    example = f", such as {(gone + new)[0]}" if gone or new else ", in another order"
+    gone, new = sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys())
+    changed = sorted(name for name in before.keys() & now.keys() if before[name] != now[name])
+    named = f"{len(gone)} of them are gone, {len(new)} are new and {len(changed)} have changed"
+    others = [*gone, *new, *changed]
+    example = f", such as {others[0]}" if others else ", but in another order"
     raise UserError(
-        f"the {len(names)} images to train on are not the {len(before)} that the run in {workdir} "
+        f"the {len(now)} images to train on are not the {len(before)} that the run in {workdir} "
         f"was started with ({named}{example}); bring those back or choose another --workdir"
     )
+
+
+def _training_images(workdir: Path) -> dict:
+    """As noted; runs of earlier versions, and those of imported weights, have noted none."""
+    path = workdir / TRAINING_IMAGES
+    return read_json(path) if path.is_file() else {"images": {}, "earlier": []}
+
+
+def _digests(images: Sequence[Known]) -> dict[str, str]:
+    return {image.name: image.digest for image in images}
 
 
 def restore(config: ConfigDict, workdir: Path, cascade: Cascade) -> tuple[dict, int]:
@@ -212,36 +248,22 @@ def changed(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
     A folder of other images is other data; where ARCADE lies does not matter.
     """
-    free = tuple(field for field in FREE if field != "data.source" or config.data.name != "folder")
+    paths = _OF_FOLDER if config.data.name == "folder" else ()
+    free = tuple(field for field in FREE if field not in paths)
     parts = ("model.", "data.")
     differences = [d for d in _differences(config, workdir) if d[0].startswith(parts)]
-    return {field: given for field, _, given in differences if not field.startswith(free)}
+    return {
+        field: given
+        for field, stored, given in differences
+        if not field.startswith(free) and not (field in paths and _is_same(stored, given))
+    }
 
 
-def trained_on(config: ConfigDict, workdir: Path) -> ConfigDict | None:
-    """`config.data` as the run in the workdir had it, where it names images of the same data set.
-
-    Returns:
-        None if the run is not known, or had other images.
-    """
-    path, now = workdir / "config.json", config.data
-    if not path.is_file():
-        return None
-    before = configuration.default().data
-    known = flatten_dict(before.to_dict(), sep=".")
-    stored = {f: v for f, v in flatten_dict(_stored(path)["data"], sep=".").items() if f in known}
-    before.update_from_flattened_dict(stored)
-    if (before.name, _which(before)) != (now.name, _which(now)):
-        return None
-    before.source, before.dir = now.source, now.dir
-    return before
-
-
-def _which(data: ConfigDict) -> Any:
-    """What tells data sets of one name apart."""
-    if data.name == "folder":
-        return Path(data.source).expanduser().resolve()
-    return data.phantom if data.name == "phantom" else None
+def _is_same(first: str, second: str) -> bool:
+    """Whether two paths, each of which may be empty, lead to the same place."""
+    if not (first and second):
+        return first == second
+    return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
 
 
 def _differences(config: ConfigDict, workdir: Path) -> list[tuple]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tprnet_jax.data import images
+from tprnet_jax.data.images import Known
 from tprnet_jax.data.pairs import TRAITS, Pair, Reading, read, short_name
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.threads import in_threads
@@ -40,18 +41,6 @@ class Layout(NamedTuple):
     problems: list[str]
 
 
-class File(NamedTuple):
-    """What is known of an image without reading it again.
-
-    Attributes:
-        name: Of its file.
-        side: The longer one, pixels.
-    """
-
-    name: str
-    side: int
-
-
 class Source:
     """Random access to the examples of a split, each decoded when it is asked for.
 
@@ -59,13 +48,11 @@ class Source:
     file name as bytes; images are float32 in [0, 1] if any file has more than 8 bits.
 
     Attributes:
-        files: A `File` an example.
+        known: What is known of each image without reading it again.
     """
 
-    def __init__(self, pairs: Sequence[Pair], readings: Sequence[Reading], floating: bool):
-        self._pairs, self._floating = pairs, floating
-        both = zip(pairs, readings, strict=True)
-        self.files = [File(pair.image.name, max(reading.size)) for pair, reading in both]
+    def __init__(self, pairs: Sequence[Pair], known: Sequence[Known], floating: bool):
+        self._pairs, self.known, self._floating = pairs, list(known), floating
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -100,26 +87,30 @@ def prepare(source: str, splits: str, folds: int, fold: int, seed: int) -> dict[
     """
     layout = lay_out(source, splits, folds, fold, seed)
     _raise_first(layout.problems)
-    readings = {
-        split: in_threads(_read_and_forget, pairs, f"Checking {split}")
+    looked = {
+        split: in_threads(_look, pairs, f"Checking {split}")
         for split, pairs in layout.splits.items()
     }
-    everything = list(chain.from_iterable(readings.values()))
+    everything = [reading for each in looked.values() for reading, _ in each]
     _raise_first([problem.sentence for reading in everything for problem in reading.problems])
-    if "train" in readings and not any(reading.share for reading in readings["train"]):
+    if "train" in looked and not any(reading.share for reading, _ in looked["train"]):
         raise UserError(
-            f"the {len(readings['train'])} training masks in {source} are all empty, so there is "
+            f"the {len(looked['train'])} training masks in {source} are all empty, so there is "
             "nothing to learn; give masks with vessels"
         )
     print(describe(layout, everything))
     floating = any("deep" in reading.traits for reading in everything)
     return {
-        split: Source(pairs, readings[split], floating) for split, pairs in layout.splits.items()
+        split: Source(pairs, [known for _, known in looked[split]], floating)
+        for split, pairs in layout.splits.items()
     }
 
 
-def _read_and_forget(pair: Pair) -> Reading:
-    return read(pair)._replace(image=None, mask=None)
+def _look(pair: Pair) -> tuple[Reading, Known | None]:
+    """What is to be said of a pair, and known of its image if it can be read."""
+    reading = read(pair)
+    known = None if reading.image is None else images.known(pair.image.name, reading.image)
+    return reading._replace(image=None, mask=None), known
 
 
 def _raise_first(sentences: Sequence[str]) -> None:

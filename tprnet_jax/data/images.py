@@ -1,5 +1,6 @@
 """Angiograms in from image files, and PNG files out."""
 
+import hashlib
 import os
 import warnings
 from typing import NamedTuple
@@ -19,6 +20,12 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 MOST_PIXELS = 2**26
 _ORIENTATION = 0x0112  # The tag of EXIF, and of TIFF.
 _PHOTOMETRIC, _WHITE_IS_ZERO = TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0
+_LAYOUT = (
+    TiffImagePlugin.BITSPERSAMPLE,
+    TiffImagePlugin.SAMPLESPERPIXEL,
+    TiffImagePlugin.PLANAR_CONFIGURATION,
+)
+_APART = 2
 
 
 class Header(NamedTuple):
@@ -33,6 +40,27 @@ class Header(NamedTuple):
     size: tuple[int, int]
     pages: int
     orientation: int
+
+
+class Known(NamedTuple):
+    """What is kept of an image that has been read.
+
+    Attributes:
+        name: Of its file.
+        side: The longer one, pixels.
+        digest: 16 digits that only images of equal pixels share, whatever their files are.
+    """
+
+    name: str
+    side: int
+    digest: str
+
+
+def known(name: str, image: np.ndarray) -> Known:
+    """What is kept of an image (height, width), or (height, width, 1)."""
+    kind = f"{image.shape[:2]} {image.dtype}".encode()
+    digest = hashlib.sha256(kind + np.ascontiguousarray(image).tobytes()).hexdigest()[:16]
+    return Known(name, max(image.shape[:2]), digest)
 
 
 def read_header(path: str | os.PathLike) -> Header:
@@ -77,7 +105,8 @@ def _pixels_of_tiff(path: str | os.PathLike) -> int:
 def _tiff_tags(path: str | os.PathLike, *tags: int) -> list[int | None]:
     """What a TIFF's first directory has under these tags; None of what is no TIFF."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Of what is damaged.
             start = file.read(8)
             start += file.read(8) if start[2:3] == b"+" or start[3:4] == b"+" else b""  # BigTIFF.
             directory = TiffImagePlugin.ImageFileDirectory_v2(start)
@@ -129,6 +158,8 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
         ) from error
     except cv2.error:
         image = None
+    if bytes(encoded[:2]) in (b"II", b"MM"):
+        _check_tiff(path)
     if image is None:
         raise UserError(
             f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
@@ -139,6 +170,18 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
         image = np.iinfo(image.dtype).max - image
     header = _header(path)
     return image if header is None else _upright(image, header.orientation)
+
+
+def _check_tiff(path: str | os.PathLike) -> None:
+    """Refuses the kinds of TIFF of which OpenCV gives other values than are there."""
+    bits, samples, planes = _tiff_tags(path, *_LAYOUT)
+    if samples is None or samples == 1 or np.max(bits) <= 8:
+        return
+    if samples == 2 or planes == _APART:
+        what = "grey with transparency" if samples == 2 else "its channels apart"
+        raise UserError(
+            f"{path} has {what} in {np.max(bits)} bits, which cannot be read; save it as grey alone"
+        )
 
 
 def _upright(image: np.ndarray, orientation: int) -> np.ndarray:

@@ -1,16 +1,16 @@
 """From prepared data sets to splits and batches (Grain)."""
 
 import functools
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import grain.python as grain
 import numpy as np
 from ml_collections import ConfigDict
 
-from tprnet_jax.data import arcade, folder, phantom
+from tprnet_jax.data import arcade, folder, images, phantom, records
+from tprnet_jax.data.images import Known
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.threads import in_threads
 
@@ -21,10 +21,14 @@ class Part:
     Args:
         source: Examples by index.
         indices: Gives the indices of the part; asked once, when an example or their number is.
+        of_all: Gives what is known of all images of the source.
     """
 
-    def __init__(self, source, indices: Callable[[], Sequence[int]]):
+    def __init__(
+        self, source, indices: Callable[[], Sequence[int]], of_all: Callable[[], list[Known]]
+    ):
         self._source, self._indices = source, functools.cache(indices)
+        self._of_all = of_all
 
     def __len__(self) -> int:
         return len(self._indices())
@@ -33,58 +37,53 @@ class Part:
         return self._source[self._indices()[index]]
 
     @property
-    def files(self) -> list[folder.File] | None:
-        """See `files`."""
-        whole = files(self._source)
-        return None if whole is None else [whole[index] for index in self._indices()]
+    def known(self) -> list[Known]:
+        """See `known`."""
+        of_all = self._of_all()
+        return [of_all[index] for index in self._indices()]
 
 
-def files(source) -> list[folder.File] | None:
-    """The files that examples are read from, where they are a user's own."""
-    return getattr(source, "files", None)
+def known(source) -> list[Known]:
+    """What is known of every image of a source; all are read for it, unless they have been."""
+    if isinstance(source, Part | folder.Source):
+        return source.known
+
+    def look(index: int) -> Known:
+        example = source[index]
+        return images.known(example["name"].decode(), example["image"])
+
+    return in_threads(look, range(len(source)), "Reading images")
 
 
-def names(source) -> list[str]:
-    """The name of every example."""
-    if (own := files(source)) is not None:
-        return [file.name for file in own]
-    return [source[index]["name"].decode() for index in range(len(source))]
-
-
-def side(source) -> int | None:
+def side(of_all: Sequence[Known]) -> int | None:
     """Longer side of the images, pixels; None where they differ."""
-    if (own := files(source)) is None:  # Of a data set that comes along, all are alike.
-        return max(source[0]["image"].shape)
-    sides = {file.side for file in own}
+    sides = {each.side for each in of_all}
     return sides.pop() if len(sides) == 1 else None
 
 
 def hold_out(sources: dict, count: int, seed: int) -> dict:
     """Sources by split, a part of "train" being "holdout" instead; see `choose_holdout`."""
     train = sources["train"]
+    of_all = functools.cache(lambda: known(train))
 
     @functools.cache
     def chosen() -> set[int]:
-        pictures = in_threads(
-            lambda index: _digest(train[index]["image"]), range(len(train)), "Looking for twins"
-        )
-        return choose_holdout(pictures, count, seed)
+        return choose_holdout([each.digest for each in of_all()], count, seed)
 
     def part(of_holdout: bool) -> Part:
-        return Part(train, lambda: [i for i in range(len(train)) if (i in chosen()) == of_holdout])
+        def indices() -> list[int]:
+            return [index for index in range(len(train)) if (index in chosen()) == of_holdout]
+
+        return Part(train, indices, of_all)
 
     return {**sources, "train": part(False), "holdout": part(True)}
 
 
-def _digest(image: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    return image.shape, hashlib.sha256(image.tobytes()).digest()
-
-
-def choose_holdout(pictures: Sequence[Hashable], count: int, seed: int) -> set[int]:
+def choose_holdout(pictures: Sequence[str], count: int, seed: int) -> set[int]:
     """Indices of the training images to hold out, none of which is trained on as another.
 
     Args:
-        pictures: Of each training image, what only identical ones share.
+        pictures: The digest of each training image.
         count: Number to hold out: the first ones without a twin in a permutation of all.
         seed: Of the permutation.
 
@@ -140,7 +139,7 @@ def prepare_whole(config: ConfigDict) -> dict:
         builder = arcade.prepare(config.source, data_dir)
     else:
         builder = phantom.prepare(**config.phantom, data_dir=data_dir)
-    return {split: builder.as_data_source(split) for split in builder.info.splits}
+    return records.sources(builder)
 
 
 def examples(sources: dict, split: str):

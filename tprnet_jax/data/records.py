@@ -45,13 +45,37 @@ def write(builder: tfds.core.DatasetBuilder) -> None:
     try:
         with quiet():
             builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # The latter is ArrayRecord's.
         # Of two runs that prepare at the same time, the second finds the place taken.
         if not is_written(builder):
             raise cannot_write(builder.data_dir_root, error) from error
 
 
-def cannot_write(folder: str | os.PathLike, error: OSError) -> UserError:
+def sources(builder: tfds.core.DatasetBuilder) -> dict:
+    """Random access to the examples of each split of a data set that is written.
+
+    Raises:
+        UserError: Some of its files are lost or damaged.
+    """
+    try:
+        found = {split: builder.as_data_source(split) for split in builder.info.splits}
+        for source in found.values():
+            source[len(source) - 1]
+    except Exception as error:  # Whatever TFDS and ArrayRecord trip over.
+        raise _damaged(builder, " ".join(str(error).split())) from error
+    if not found:
+        raise _damaged(builder, "it has no splits")
+    return found
+
+
+def _damaged(builder: tfds.core.DatasetBuilder, reason: str) -> UserError:
+    return UserError(
+        f"the prepared data set in {builder.data_path} is damaged ({reason}); delete that folder, "
+        "and the same command makes it anew"
+    )
+
+
+def cannot_write(folder: str | os.PathLike, error: Exception) -> UserError:
     """What to tell the user if prepared data cannot be written to a folder."""
     return UserError(
         f"cannot write the prepared data set to {folder} ({error}); set config.data.dir to a "

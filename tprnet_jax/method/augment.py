@@ -179,6 +179,7 @@ def augment(
     masks: jax.Array,
     keys: jax.Array,
     share: jax.Array | float = 1.0,
+    in_unit: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Changes each image at random, and its mask with it.
 
@@ -187,23 +188,24 @@ def augment(
 
     Args:
         settings: What may happen; a static argument of `jax.jit`.
-        images: `(batch, height, width, 1)` uint8, or float32 in [0, 1].
+        images: `(batch, height, width, 1)` uint8, or float32.
         masks: `(batch, height, width, 1)` uint8, 0 or 255.
         keys: `(batch,)`, see `sample_keys`.
         share: `(batch,)` of every probability, see `ramp`, or one for all.
+        in_unit: Whether the images are in [0, 1], and stay so; or standardised, without bounds.
 
     Returns:
-        Images `(batch, height, width, 1)` float32 in [0, 1], and masks like those given.
+        Images `(batch, height, width, 1)` float32, and masks like those given.
     """
     sample, share = (
-        functools.partial(_augment_sample, settings),
+        functools.partial(_augment_sample, settings, in_unit),
         jnp.broadcast_to(share, keys.shape),
     )
     images, masks = jax.vmap(sample)(to_unit(images)[..., 0], masks[..., 0], keys, share)
     return images[..., None], masks[..., None]
 
 
-def _augment_sample(settings: Settings, image, mask, key, share):
+def _augment_sample(settings: Settings, in_unit: bool, image, mask, key, share):
     key, elastic_key, noise_key = jax.random.split(key, 3)
     numbers = jax.random.uniform(key, (1 + len(NEUTRAL), 2))
     # Below p as often as the numbers themselves are below share * p: both of mirroring's, and the
@@ -214,7 +216,8 @@ def _augment_sample(settings: Settings, image, mask, key, share):
         image, mask = _mirror(uniform["mirror"] < settings.p_mirror, image, mask)
     if any(_happens_at_all(settings, name) for name in WARPS):
         image, mask = _warp(settings, image, mask, uniform, elastic_key)
-    return _change_grey(settings, image, uniform, noise_key), mask
+    image = _change_grey(settings, image, uniform, noise_key)
+    return jnp.clip(image, 0, 1) if in_unit else image, mask
 
 
 def _happens_at_all(settings: Settings, name: str) -> bool:
@@ -285,7 +288,8 @@ def _source(shape: tuple[int, int], strengths: dict, displacement):
 def _bilinear(image, row, column):
     """Values between pixels; black outside, as behind the collimator that frames many angiograms.
 
-    Repeating or reflecting the border instead would draw vessels that the mask does not have.
+    Outside a standardised image it is the mean grey, as in nnU-Net. Repeating or reflecting the
+    border instead would draw vessels that the mask does not have.
     """
     take, row, column = _with_border(image, row, column)
     top, left = jnp.floor(row), jnp.floor(column)
@@ -335,7 +339,7 @@ def _change_grey(settings: Settings, image, uniform, key):
         if _happens_at_all(settings, name):
             happens, strength = _draw(settings, name, uniform)
             image = jnp.where(happens, step(image, strength), image)
-    return jnp.clip(image, 0, 1)
+    return image
 
 
 def _add_noise(key, image, strength):

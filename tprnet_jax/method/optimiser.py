@@ -1,6 +1,7 @@
 """Optimisers and learning-rate schedules, by the names that configurations use."""
 
 import functools
+import re
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,8 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from tprnet_jax.runtime.errors import UserError
 
 SCHEDULES = ("poly", "cosine", "constant", "tenths")
+# Names of the layers that give logits, those of auxiliary outputs too: CoANet's, and all others'.
+_LOGITS = re.compile(r"(seg_branch|connect_branch(_d1)?)_2|head(_\d+)?")
 
 
 def _once(make: Callable) -> Callable:
@@ -41,14 +44,17 @@ def direction(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _muon(decay: float) -> optax.GradientTransformation:
-    """Muon (Jordan et al. 2024) for the kernels, AdamW for all else.
+    """Muon (Jordan et al. 2024) for kernels of images' convolutions, AdamW for all else.
 
-    A kernel is a matrix of what it sees by its features; that of the logits is left to AdamW. Its
-    steps are as long as AdamW's usually are (Liu et al. 2025), so that both take one learning rate.
+    A kernel is a matrix of what it sees by its features. Those of the logits are left to AdamW, see
+    `_LOGITS`, as are all that have not four axes: the dense ones and the causal convolutions of
+    Mamba layers, and those of CoANet's attention. Muon's steps are as long as AdamW's usually are
+    (Liu et al. 2025), so that both take one learning rate.
     """
 
     def which(path, parameter):
-        return "kernel" if parameter.ndim == 4 and not path[0].key.startswith("head") else "other"
+        is_kernel = parameter.ndim == 4 and not _LOGITS.fullmatch(path[-2].key)
+        return "kernel" if is_kernel else "other"
 
     decayed = optax.add_decayed_weights(decay)
     direction = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from tprnet_jax.method import augment
-from tprnet_jax.method.cascade import Cascade, init
+from tprnet_jax.method.cascade import Cascade, init, param_shapes
 from tprnet_jax.models.parts import PACE, STATISTICS
 from tprnet_jax.runtime import devices
 
@@ -28,7 +28,7 @@ class Trainer(NamedTuple):
         patch_gradient: Whether the patches' own loss has a gradient, or only enters the total.
         mesh: Devices that share a batch, see `devices.mesh`; None for one.
         augmentation: What may happen to an image before a step.
-        seed: Of the augmentation.
+        seed: Of the augmentation and of what dropout drops.
     """
 
     cascade: Cascade
@@ -89,6 +89,12 @@ class State(NamedTuple):
         if weights is None:
             return cls(params=params, **rest)
         return cls(params=weights, average=params, **rest)
+
+
+def has_statistics(cascade: Cascade) -> bool:
+    """Whether a network has running statistics, see `parts.BatchNorm`."""
+    parameters = jax.tree.leaves_with_path(param_shapes(cascade))
+    return any(_is_statistic(path) for path, _ in parameters)
 
 
 def initial_state(trainer: Trainer, seed: int) -> State:

@@ -6,6 +6,7 @@ backward call. The coordinates of window and patches are constants to the gradie
 """
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -31,6 +32,7 @@ from tprnet_jax.method.cascade import (
 )
 from tprnet_jax.method.state import State, Trainer, update
 from tprnet_jax.method.windows import Patches
+from tprnet_jax.models.supervision import deep_supervision
 from tprnet_jax.runtime import devices
 from tprnet_jax.runtime.devices import EVERYWHERE, ROWS
 
@@ -71,11 +73,23 @@ def train_step(
 def on_devices(
     trainer: Trainer, images, masks, samples: tuple | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Images and masks on the devices, augmented; see `train_step`."""
-    batch = devices.shard(trainer.mesh, (images, masks))
+    """Images and masks on the devices, augmented; see `train_step`.
+
+    Images that the networks see standardised are so before the augmentation, as in nnU-Net: after
+    it, brightness and contrast would be gone again.
+    """
+    images, masks = devices.shard(trainer.mesh, (images, masks))
+    if trainer.cascade.standardise:
+        images = _standardised(trainer, images)
     if samples is None or not augment.happens(trainer.augmentation):
-        return batch
-    return _augment(trainer, *batch, *devices.shard(trainer.mesh, tuple(samples)))
+        return images, masks
+    return _augment(trainer, images, masks, *devices.shard(trainer.mesh, tuple(samples)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _standardised(trainer: Trainer, images):
+    see = functools.partial(network_input, trainer.cascade)
+    return devices.on_each(trainer.mesh, see, (ROWS,), ROWS)(images)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -83,7 +97,8 @@ def _augment(trainer: Trainer, images, masks, epoch, index):
     def change(images, masks, epoch, index):
         keys = augment.sample_keys(trainer.seed, epoch, index)
         share = augment.ramp(trainer.augmentation, epoch)
-        return augment.augment(trainer.augmentation, images, masks, keys, share)
+        in_unit = not trainer.cascade.standardise
+        return augment.augment(trainer.augmentation, images, masks, keys, share, in_unit=in_unit)
 
     return devices.on_each(trainer.mesh, change, ROWS, ROWS)(images, masks, epoch, index)
 
@@ -130,9 +145,9 @@ class Tape:
         self.coarse_pullback, self.focal_pullbacks = None, []
 
     def coarse(self, images: jax.Array) -> tuple[Coarse, jax.Array | None, ToSample | None]:
-        """GlobalNet and LocalNet."""
+        """GlobalNet and LocalNet, of images as `on_devices` gives them."""
         (coarse, self.auxiliary), seen, to_sample, self.coarse_pullback = _coarse(
-            self.trainer, self.params, images, self.masks, self.step
+            self.trainer, self.params, images, self.step
         )
         return (coarse, seen, to_sample) if self.with_focal else (coarse, None, None)
 
@@ -165,18 +180,18 @@ class Tape:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _coarse(trainer: Trainer, params, images, masks, step):
+def _coarse(trainer: Trainer, params, images, step):
     cascade = trainer.cascade
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
-    def stage(params, images, masks, step):
-        images = network_input(cascade, images)
+    def stage(params, images, step):
+        images = to_unit(images)
         key = jax.random.fold_in(jax.random.key(trainer.seed), step)
         key = jax.random.fold_in(key, devices.number(trainer.mesh))
 
         def logits(params):
             global_logits, auxiliary = _global_in_training(
-                cascade.global_net, params["global"], images, to_unit(masks), key
+                cascade.global_net, params["global"], images, key
             )
             coarse = coarse_logits(cascade, params, images, global_logits)
             return (coarse._replace(origin=None), auxiliary), coarse.origin
@@ -188,21 +203,18 @@ def _coarse(trainer: Trainer, params, images, masks, step):
         seen = focal_input(cascade, images, coarse)
         return (coarse, auxiliary), seen, sampling_mask(cascade, coarse), pullback
 
-    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS, ROWS, EVERYWHERE), ROWS)
-    return each(coarse_params, images, masks, step)
+    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS, EVERYWHERE), ROWS)
+    return each(coarse_params, images, step)
 
 
 def _global_in_training(
-    net: nn.Module, params: dict, images: jax.Array, masks: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array | None]:
-    """GlobalNet's logits, and the loss of its auxiliary outputs `(1,)`; None without any."""
+    net: nn.Module, params: dict, images: jax.Array, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """GlobalNet's logits, and its auxiliary outputs by name."""
     logits, sown = net.apply(
         {"params": params}, images, train=True, mutable="auxiliary", rngs={"dropout": key}
     )
-    if not sown:
-        return logits, None
-    outputs = {name: value for name, (value,) in sown["auxiliary"].items()}
-    return logits, net.auxiliary_loss(outputs, masks)[None]
+    return logits, {name: value for name, (value,) in sown.get("auxiliary", {}).items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -260,14 +272,23 @@ def _objective(trainer: Trainer, found, laid, count, masks):
             focal = laid[1].sum() / count
             terms["focal"] = focal if trainer.patch_gradient else jax.lax.stop_gradient(focal)
         parts = len(terms)
-        if auxiliary is not None:
-            terms["auxiliary"] = auxiliary.mean()
+        if auxiliary:
+            terms["auxiliary"] = _auxiliary_loss(
+                cascade.global_net, auxiliary, truth, segmentation_loss
+            )
         loss = sum(terms.values()) / parts
         return loss, {"loss": loss} | {f"loss_{name}": term for name, term in terms.items()}
 
     without_origin = (found[0]._replace(origin=None), found[1])
     gradients, terms = jax.grad(total, (0, 1), has_aux=True)(without_origin, laid)
     return terms, devices.keep_rows(trainer.mesh, gradients)
+
+
+def _auxiliary_loss(net: nn.Module, outputs: dict, truth: jax.Array, loss: Callable) -> jax.Array:
+    """What the network has for its auxiliary outputs, such as CoANet's, or deep supervision."""
+    if hasattr(net, "auxiliary_loss"):
+        return net.auxiliary_loss(outputs, truth)
+    return deep_supervision(outputs, truth, loss)
 
 
 @functools.partial(jax.jit, static_argnums=0)

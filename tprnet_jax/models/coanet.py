@@ -41,7 +41,8 @@ class CoANet(nn.Module):
     border pixels at the bottom and right, and the logits cropped back.
 
     The released code trains with batches of 16. From one image alone the branch of the ASPP that
-    sees the image's mean has no statistics, see `BatchNorm`.
+    sees the image's mean has no statistics, see `BatchNorm`. Of several GPUs each normalises its
+    own images, so that each needs more than one.
 
     Kernels start He normal by their inputs, those of the backbone by their outputs, those of the
     attention and all biases uniform, as PyTorch's defaults.
@@ -88,7 +89,14 @@ class CoANet(nn.Module):
         return logits
 
     def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
-        """What the official loss adds to cross-entropy and Dice, see `connectivity.loss`."""
+        """What the official loss adds to cross-entropy and Dice, see `connectivity.loss`.
+
+        It is the official one whatever the loss of the logits: there are no other labels for it.
+
+        Args:
+            outputs: What the network has sown in "auxiliary", by name.
+            mask: `(batch, height, width, 1)` in {0, 1}, of the size of the images.
+        """
         return connectivity.loss(outputs, mask)
 
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
@@ -287,14 +295,7 @@ def _conv1(x: jax.Array, features: int, dtype, name: str, use_bias: bool = False
     return conv(x)
 
 
-def _conv3(x, features: int, dilation: int, dtype, name: str, use_bias: bool = True) -> jax.Array:
+def _conv3(x: jax.Array, features: int, dilation: int, dtype, name: str) -> jax.Array:
     """3x3 convolution, in the module that calls."""
-    conv = Conv3(
-        features,
-        dilation=dilation,
-        use_bias=use_bias,
-        kernel_init=he_normal,
-        dtype=dtype,
-        name=name,
-    )
+    conv = Conv3(features, dilation=dilation, kernel_init=he_normal, dtype=dtype, name=name)
     return conv(x)

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tprnet_jax.models import unet
+from tprnet_jax.models import residual, unet
 from tprnet_jax.models.mamba import Mamba, mamba_name, token_norm
 from tprnet_jax.models.parts import pad_to_multiple, uniform_kernel
 from tprnet_jax.models.residual import ResidualBlock, residual_names
-from tprnet_jax.models.supervision import deep_supervision, head, supervise
+from tprnet_jax.models.supervision import Supervised, head, supervise
 
 WINDOWS = ("strided", "contiguous")
 
 
-class LKMUNet(nn.Module):
+class LKMUNet(Supervised, nn.Module):
     """LKM-UNet, by default the one that nnU-Net plans for images of 512 x 512.
 
     109,422,062 parameters with all heads. A stage of the encoder has two residual blocks, and then
@@ -66,15 +66,6 @@ class LKMUNet(nn.Module):
         x = unet.down_and_up(self, x, _encode, _decode)
         return head(self, x)[:, :height, :width]
 
-    def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
-        """What deep supervision adds to the loss of the logits, see `deep_supervision`.
-
-        Args:
-            outputs: What the network has sown in "auxiliary", by name.
-            mask: `(batch, height, width, 1)` in {0, 1}, of the size of the images.
-        """
-        return deep_supervision(outputs, mask)
-
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
         """Names in the state dict of the official class; the first one is always there."""
         part, *numbers = path[0].split("_")
@@ -87,18 +78,10 @@ class LKMUNet(nn.Module):
             for owner in ("encoder", "decoder.encoder"):
                 yield from _encoder_names(owner, path)
 
-    def torch_idle(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the heads that only deep supervision uses, if ours has none."""
-        return {} if self.auxiliary else unet.torch_coarse_heads(self.channels, self.classes)
-
 
 def _encode(net: LKMUNet, x: jax.Array, stage: int) -> jax.Array:
-    """A stage of the encoder, the first one with the block that comes before it."""
-    if stage == 0:
-        x = unet.ConvBlock(net.channels[0], 1, net.dtype, name="stem")(x)
-    for block in range(2):
-        name = f"encoder_{stage}_{block}"
-        x = ResidualBlock(net.channels[stage], _stride(stage, block), net.dtype, name=name)(x)
+    """A stage of the encoder: residual blocks, then the Mamba layers."""
+    x = residual.encode(net, x, stage, blocks=2)
     pixel, pooled = window_sides(net, stage)
     x += _over_windows(_TwoWayMamba(name=f"pixel_{stage}"), x, pixel, net.window)
     return x + _over_means(_TwoWayMamba(name=f"pooled_{stage}"), x, pooled)
@@ -118,10 +101,6 @@ def _decode(net: LKMUNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Arra
     if stage > 0:
         supervise(net, x, stage)
     return x
-
-
-def _stride(stage: int, block: int) -> int:
-    return 2 if stage > 0 and block == 0 else 1
 
 
 class _TwoWayMamba(nn.Module):
@@ -160,12 +139,8 @@ def _over_means(layer, x: jax.Array, side: int) -> jax.Array:
 
 def _encoder_names(owner: str, path: tuple[str, ...]) -> Iterator[str]:
     part, *numbers = path[0].split("_")
-    if part == "stem":
-        yield from unet.block_names(f"{owner}.stem.convs.0", path[1:])
-    elif part == "encoder":
-        stage, block = map(int, numbers)
-        stem = f"{owner}.stages.{stage}.blocks.{block}"
-        yield from residual_names(stem, path[1:], _stride(stage, block))
+    if part in ("stem", "encoder"):
+        yield from residual.encoder_names(owner, path)
     else:
         layers = {"pixel": "mamba_layers", "pooled": "w_mamba_layers"}[part]
         yield mamba_name(f"{owner}.{layers}.{numbers[0]}", path[1:])

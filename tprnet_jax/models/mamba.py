@@ -16,8 +16,10 @@ _STEPS = (1e-3, 1e-1)  # Between which a layer's steps start.
 # of all at once. Tokens of a chunk: 32 to 512 take about the same time.
 _CPU_CHANNELS = 128
 _CPU_TOKENS = 128
-# States of a chunk elsewhere: large enough to occupy a GPU, and 16 MB in float32.
+# States of a chunk elsewhere: large enough to occupy a GPU, and 16 MB in float32. Of shorter chunks
+# than this many tokens, the states between them would need more memory than those within.
 _STATES_AT_ONCE = 2**22
+_LEAST_TOKENS = 64
 
 
 class Mamba(nn.Module):
@@ -107,9 +109,10 @@ def selective_scan(
     scan, for which a CPU needs ten times as long.
 
     Memory: for the gradient only the arguments are kept. During the computation there are also the
-    states between chunks, which on CPUs are a 128th of all, and those within one chunk at a time:
-    on CPUs of 128 tokens and 128 channels, elsewhere in arrays of 16 MB, however long the sequences
-    are.
+    states between chunks and those within one chunk at a time. On CPUs these are of 128 tokens and
+    128 channels, and the former a 128th of all of one sequence; elsewhere they are in arrays of
+    16 MB, or of 64 tokens of one sequence where that is more, and the former at most a 64th of all
+    of so many sequences as a chunk has.
 
     Args:
         delta: Steps, positive, `(batch, tokens, channels)`.
@@ -158,14 +161,17 @@ def scan_by_token(delta, a, b, c, x):
 
 
 def scan_by_chunk(delta, a, b, c, x):
-    """`selective_scan` for GPUs and TPUs: all sequences and channels at once."""
+    """`selective_scan` for GPUs and TPUs: many sequences and all channels at once."""
     batch, tokens, _ = x.shape
-    length = _even(tokens, max(1, _STATES_AT_ONCE // (batch * a.size)))
+    together = _even(batch, max(1, _STATES_AT_ONCE // (_LEAST_TOKENS * a.size)))
+    length = _even(tokens, max(_LEAST_TOKENS, _STATES_AT_ONCE // (together * a.size)))
 
-    def sequence(delta, b, c, x):
+    @jax.checkpoint  # Else the gradient would keep the states between the chunks of all sequences.
+    def sequence(arrays):
+        delta, b, c, x = arrays
         return _in_chunks(_at_once, length, a, delta, x, b, c)
 
-    return jax.vmap(sequence)(delta, b, c, x)
+    return lax.map(sequence, (delta, b, c, x), batch_size=together)
 
 
 def _even(total: int, most: int) -> int:

@@ -34,4 +34,4 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 def has_auxiliary(name: str) -> bool:
     """Whether a network has outputs that only training uses, such as deep supervision."""
     network = NETWORKS[name]
-    return hasattr(getattr(network, "func", network), "auxiliary_loss")
+    return hasattr(getattr(network, "func", network), "auxiliary")

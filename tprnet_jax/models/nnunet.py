@@ -6,16 +6,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from tprnet_jax.models import unet
+from tprnet_jax.models import residual, unet
 from tprnet_jax.models.parts import pad_to_multiple
-from tprnet_jax.models.residual import ResidualBlock, residual_names
-from tprnet_jax.models.supervision import deep_supervision, head, supervise
+from tprnet_jax.models.supervision import Supervised, head, supervise
 
 VARIANTS = ("plain", "resenc")
 _RESIDUAL_BLOCKS = (1, 3, 4, 6)  # Of each stage of the residual encoder; of deeper ones the last.
 
 
-class NNUNet(nn.Module):
+class NNUNet(Supervised, nn.Module):
     """The two networks that nnU-Net plans, by default those for images of 512 x 512.
 
     "plain" (`PlainConvUNet`) is `unet.UNet` with a head at each stage of the decoder (46,324,558
@@ -54,42 +53,18 @@ class NNUNet(nn.Module):
         x = unet.down_and_up(self, x, encode, _decode)
         return head(self, x)[:, :height, :width]
 
-    def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
-        """What deep supervision adds to the loss of the logits, see `deep_supervision`.
-
-        Args:
-            outputs: What the network has sown in "auxiliary", by name.
-            mask: `(batch, height, width, 1)` in {0, 1}, of the size of the images.
-        """
-        return deep_supervision(outputs, mask)
-
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
         """Names in the state dict of nnU-Net's class; the first one is always there."""
-        part, *numbers = path[0].split("_")
-        if self.variant == "plain" or part not in ("stem", "encoder"):
+        if self.variant == "plain" or path[0].split("_")[0] not in ("stem", "encoder"):
             yield from unet.torch_names(path, len(self.channels))
             return
         for owner in ("encoder", "decoder.encoder"):
-            if part == "stem":
-                yield from unet.block_names(f"{owner}.stem.convs.0", path[1:])
-            else:
-                stage, block = map(int, numbers)
-                stem = f"{owner}.stages.{stage}.blocks.{block}"
-                yield from residual_names(stem, path[1:], _stride(stage, block))
-
-    def torch_idle(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the heads that only deep supervision uses, if ours has none."""
-        return {} if self.auxiliary else unet.torch_coarse_heads(self.channels, self.classes)
+            yield from residual.encoder_names(owner, path)
 
 
 def _encode(net: NNUNet, x: jax.Array, stage: int) -> jax.Array:
-    """A stage of the residual encoder, the first one with the block that comes before it."""
-    if stage == 0:
-        x = unet.ConvBlock(net.channels[0], 1, net.dtype, name="stem")(x)
-    for block in range(_RESIDUAL_BLOCKS[min(stage, len(_RESIDUAL_BLOCKS) - 1)]):
-        name = f"encoder_{stage}_{block}"
-        x = ResidualBlock(net.channels[stage], _stride(stage, block), net.dtype, name=name)(x)
-    return x
+    deepest = len(_RESIDUAL_BLOCKS) - 1
+    return residual.encode(net, x, stage, blocks=_RESIDUAL_BLOCKS[min(stage, deepest)])
 
 
 def _decode(net: NNUNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array:
@@ -97,7 +72,3 @@ def _decode(net: NNUNet, x: jax.Array, skip: jax.Array, stage: int) -> jax.Array
     if stage > 0:
         supervise(net, x, stage)
     return x
-
-
-def _stride(stage: int, block: int) -> int:
-    return 2 if stage > 0 and block == 0 else 1

@@ -109,11 +109,15 @@ class BatchNorm(nn.Module):
 
     The running statistics are parameters like all others, so that whatever keeps, averages or
     ships parameters has them too. In training, the gradient that arrives at them is their distance
-    to the batch's statistics, whatever the loss; `step.update` moves them by `PACE` of it. The
+    to the batch's statistics, whatever the loss; `state.update` moves them by `PACE` of it. The
     running variance is the batch's biased one; PyTorch notes the unbiased one, which differs by a
     factor of n / (n - 1) for n pixels a channel. A batch of one value a channel, such as the mean
     over its only image, has no spread of its own: it is normalised as in evaluation and moves
     nothing, where PyTorch refuses it.
+
+    Of several devices each normalises its own images by their statistics alone, as PyTorch's
+    unsynchronised BatchNorm2d; the running ones follow the mean of the devices' (PyTorch keeps
+    those of the first).
     """
 
     @nn.compact

@@ -1,9 +1,10 @@
-"""The residual block of nnU-Net's residual encoder, which LKM-UNet has as well."""
+"""The residual encoder of nnU-Net, which LKM-UNet has as well, and its block."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 from tprnet_jax.models.layers import NEGATIVE_SLOPE
 from tprnet_jax.models.parts import mean_pool
@@ -60,3 +61,40 @@ def residual_names(stem: str, path: tuple[str, str, str], stride: int) -> Iterat
     part, *rest = path
     number = {1: ".0", 2: ".1"}[stride]  # The pooling comes first, where there is one.
     yield from block_names(f"{stem}.{part}{number if part == 'skip' else ''}", rest)
+
+
+def encode(net: nn.Module, x: jax.Array, stage: int, blocks: int) -> jax.Array:
+    """So many residual blocks, a stage of the encoder; before the first stage a plain one.
+
+    Args:
+        net: With `channels` and a `dtype`, as whose modules the blocks are made.
+        x: `(batch, height, width, any)`.
+        stage: Its number; all but 0 halve the resolution.
+        blocks: Their number.
+    """
+    if stage == 0:
+        x = ConvBlock(net.channels[0], 1, net.dtype, name="stem")(x)
+    for block in range(blocks):
+        name = f"encoder_{stage}_{block}"
+        x = ResidualBlock(net.channels[stage], _stride(stage, block), net.dtype, name=name)(x)
+    return x
+
+
+def _stride(stage: int, block: int) -> int:
+    return 2 if stage > 0 and block == 0 else 1
+
+
+def encoder_names(owner: str, path: tuple[str, ...]) -> Iterator[str]:
+    """Names in PyTorch of a parameter of `encode`, as of `("stem", "conv", "kernel")`.
+
+    Args:
+        owner: Of the encoder's stages there.
+        path: In the parameters of the network.
+    """
+    part, *numbers = path[0].split("_")
+    if part == "stem":
+        yield from block_names(f"{owner}.stem.convs.0", path[1:])
+    else:
+        stage, block = map(int, numbers)
+        stem = f"{owner}.stages.{stage}.blocks.{block}"
+        yield from residual_names(stem, path[1:], _stride(stage, block))

@@ -12,13 +12,13 @@ from tprnet_jax.models import unet
 from tprnet_jax.models.layers import NEGATIVE_SLOPE
 from tprnet_jax.models.mamba import MambaLayer, mamba_name
 from tprnet_jax.models.parts import TORCH_PARAMETERS, pad_to_multiple, upsample_nearest
-from tprnet_jax.models.supervision import deep_supervision, head, supervise
+from tprnet_jax.models.supervision import Supervised, head, supervise
 from tprnet_jax.runtime.errors import UserError
 
 VARIANTS = ("bot", "enc")
 
 
-class UMamba(nn.Module):
+class UMamba(Supervised, nn.Module):
     """U-Mamba, by default that for images of 512 x 512.
 
     "bot" has one Mamba layer, over the pixels of the coarsest stage (64,794,638 parameters with
@@ -80,15 +80,6 @@ class UMamba(nn.Module):
                 "one for theirs, or one with variant='bot', which takes any size"
             )
 
-    def auxiliary_loss(self, outputs: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
-        """What deep supervision adds to the loss of the logits, see `deep_supervision`.
-
-        Args:
-            outputs: What the network has sown in "auxiliary", by name.
-            mask: `(batch, height, width, 1)` in {0, 1}, of the size of the images.
-        """
-        return deep_supervision(outputs, mask)
-
     def torch_names(self, path: tuple[str, ...]) -> Iterator[str]:
         """Names in the state dict of the official class; the first one is always there."""
         part, *numbers = path[0].split("_")
@@ -105,10 +96,6 @@ class UMamba(nn.Module):
         else:
             for owner in ("encoder", "decoder.encoder"):
                 yield from _encoder_names(owner, path)
-
-    def torch_idle(self) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the heads that only deep supervision uses, if ours has none."""
-        return {} if self.auxiliary else unet.torch_coarse_heads(self.channels, self.classes)
 
 
 def _padded(net: UMamba, size: Sequence[int]) -> tuple[int, ...]:

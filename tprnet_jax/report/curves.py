@@ -9,6 +9,7 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from tprnet_jax.report import palette
+from tprnet_jax.runtime.errors import UserError
 
 COLOURS = [palette.as_hex(colour) for colour in palette.SERIES]
 
@@ -26,9 +27,18 @@ class Plot(NamedTuple):
 
 
 def read(path: Path) -> list[dict]:
-    """The whole lines of a `metrics.jsonl`; none of a run that was not trained."""
+    """The whole lines of a `metrics.jsonl`; none of a run that was not trained.
+
+    Raises:
+        UserError: It is damaged.
+    """
     lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except ValueError as error:
+        raise UserError(
+            f"{path} is damaged ({error}); remove the lines that are not whole, or the file"
+        ) from error
 
 
 def plots(records: Sequence[dict]) -> list[Plot]:
@@ -73,7 +83,7 @@ def _plot(title: str, records: Sequence[dict], keys: Iterable[str]) -> Plot:
 
 
 def _draw(axes, plot: Plot) -> None:
-    for (name, points), colour in zip(plot.lines.items(), COLOURS, strict=False):
+    for (name, points), colour in zip(plot.lines.items(), COLOURS[: len(plot.lines)], strict=True):
         marker = "o" if len(points) < 50 else None
         columns = zip(*points, strict=True) if points else ([], [])
         axes.plot(*columns, color=colour, label=name, marker=marker, markersize=3)

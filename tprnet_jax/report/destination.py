@@ -31,13 +31,15 @@ OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
 
 
 class Earlier(NamedTuple):
-    """Which names of inputs an earlier prediction has written outputs for.
+    """What is known of the inputs, by the names of their outputs, and of earlier predictions.
 
     Attributes:
-        same: Those it read the same content under, by their names.
-        other: Those it read another content under, and whose outputs are still there.
+        digests: SHA-256 of the content of each input that can be read.
+        same: Names that earlier ones have read the same content under, by the same model.
+        other: Names that they have read another content under, and whose outputs are still there.
     """
 
+    digests: dict[str, str]
     same: set[str]
     other: set[str]
 
@@ -101,38 +103,45 @@ def begin_manifest(
     before = before if isinstance(before, dict) else {}  # It is of something else.
     made_by = {
         "model": model.name,
+        "digest": model.digest,
         "side": model.side,
         "scale": config.scale,
         "temperature": model.temperature,
     }
-    if path.is_file() and not config.overwrite:
-        _check_made_by(made_by, before, output)
-    read = before.get("sha256")
-    read = read if isinstance(read, dict) else {}  # Earlier versions do not say.
+    difference = _difference(made_by, before)
+    if path.is_file() and difference and not config.overwrite:
+        raise UserError(
+            f"{output} has what another prediction wrote ({difference}); give another "
+            "config.predict.output, or --config.predict.overwrite=True"
+        )
+    read = {} if difference else before.get("sha256", {})
     digests = _digests(listing)
+    there = {name for name in digests if _has_outputs(output, name)}
     same = {name for name, digest in digests.items() if read.get(name) == digest}
-    unlike = () if config.overwrite else (digests.keys() & read.keys()) - same
-    other = {name for name in unlike if _has_outputs(output, name)}
+    other = set() if config.overwrite else (there & read.keys()) - same
+    # What is there and is to be segmented again counts only when that is done: until then it is
+    # what another model, or another file, has given.
+    again = there if config.overwrite else there - same - other
+    known = read | {name: digests[name] for name in digests.keys() - other}
     manifest = {
         **made_by,
         "version": tprnet_jax.__version__,
         "outputs": config.outputs,
-        "sha256": read | {name: digests[name] for name in digests.keys() - other},
+        "sha256": {name: digest for name, digest in known.items() if name not in again},
     }
     devices.barrier("read")  # Before the first process writes.
     _write(output, manifest)
-    return manifest, Earlier(same, other)
+    return manifest, Earlier(digests, same, other)
 
 
-def _check_made_by(made_by: dict, before: dict, output: Path) -> None:
-    before = {"temperature": 1.0} | before  # What earlier versions do not say.
-    for key, value in made_by.items():
-        if before.get(key) != value:
-            raise UserError(
-                f"{output} has what another prediction wrote ({key} {before.get(key)}, now "
-                f"{value}); give another config.predict.output, or "
-                "--config.predict.overwrite=True"
-            )
+def _difference(made_by: dict, before: dict) -> str | None:
+    """In what a manifest is of another prediction than this, None where it is of one like it."""
+    differing = [key for key in made_by if key != "model" and made_by[key] != before.get(key)]
+    if not differing:  # The workdir of a model may be spelt in many ways.
+        return None
+    first = "model" if differing[0] == "digest" else differing[0]
+    was, now = before.get(first), made_by[first]
+    return f"{first} {was}, now {now}" if was != now else f"another {now}"
 
 
 def _digests(listing: Listing) -> dict[str, str]:
@@ -160,11 +169,16 @@ def _has_outputs(output: Path, name: str) -> bool:
     return folder.is_dir() and any(wanted.fullmatch(path.name) for path in folder.iterdir())
 
 
-def end_manifest(manifest: dict, listing: Listing, records: Sequence[dict], output: Path) -> None:
+def end_manifest(
+    manifest: dict, earlier: Earlier, listing: Listing, records: Sequence[dict], output: Path
+) -> None:
     """Adds what has become of each file, and writes that too."""
+    failed = {record["input"] for record in records if "error" in record}
     for record in filter(lambda record: "error" in record, records):
         outputs = record.get("outputs", ())
         record["outputs"] = [name for name in outputs if (output / name).is_file()]
+    done = {each.name for each in listing.inputs if str(each.path) not in failed}
+    manifest["sha256"] |= {name: earlier.digests[name] for name in done & earlier.digests.keys()}
     manifest |= {
         "files": sorted(records, key=lambda record: record["input"]),
         "notes": listing.notes,

@@ -104,6 +104,9 @@ def _source(header: Any) -> Any:
     # Ordinary runs lack the functional groups that highdicom expects of all that may be runs.
     shared.PixelMeasuresSequence = [Dataset()]
     source.SharedFunctionalGroupsSequence, source.NumberOfFrames = [shared], 1
+    # highdicom refuses some names of character sets that the standard has; all fit into UTF-8.
+    source.decode()
+    source.SpecificCharacterSet = "ISO_IR 192"
     return source
 
 

@@ -19,7 +19,8 @@ FALSE_POSITIVE = VERMILLION
 FALSE_NEGATIVE = SKY_BLUE
 TRUTH = SKY_BLUE  # What of it is not found is a false negative.
 PREDICTION = ORANGE
-SERIES = (BLUE, ORANGE, BLUISH_GREEN, VERMILLION, REDDISH_PURPLE, SKY_BLUE)  # Lines and stages.
+# Lines and stages; a training has seven at most. On white, yellow would hardly be seen.
+SERIES = (BLUE, ORANGE, BLUISH_GREEN, VERMILLION, REDDISH_PURPLE, SKY_BLUE, (119, 119, 119))
 
 _NAMED = {
     "true-positive": TRUE_POSITIVE,

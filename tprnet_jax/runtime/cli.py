@@ -3,6 +3,7 @@
 import ast
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,7 @@ class TupleParser(flags.ArgumentParser):
 
 def _number_or_name(text: str):
     try:
-        return ast.literal_eval(text)
+        return text if "_" in text else ast.literal_eval(text)  # Of 2024_05_01, Python makes one.
     except (ValueError, SyntaxError):
         return text
 
@@ -139,7 +140,8 @@ def _with_config(argv: list[str]) -> list[str]:
 def _known(argv: list[str], mode: str | None, workdir: str | None) -> Path | None:
     """The file that has the configuration of what a command is about, if there is one."""
     if mode == "compare":
-        first = (_given(argv, "config.compare.runs") or "").strip(" ()[]'\"").split(",")[0]
+        runs = TupleParser().parse(_given(argv, "config.compare.runs") or "")
+        first = str(runs[0]) if runs else ""
         known = Path(first).expanduser() / "config.json"
         if not known.is_file():
             raise UserError(
@@ -187,8 +189,11 @@ def _found(before: str, argument: str) -> str:
     The config.json of a run and a model file are configurations as well; and those that come along
     are known by name, from any folder.
     """
-    name = "" if before.lstrip("-") == "config" else "--config="
-    if not argument.startswith(name) or (not name and not before.startswith("-")):
+    if before in ("-config", "--config"):
+        name = ""
+    elif flag := re.match("--?config=", argument):
+        name = flag[0]
+    else:
         return argument
     path = argument.removeprefix(name)
     if path.endswith((".json", model_file.SUFFIX)):

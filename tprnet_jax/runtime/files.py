@@ -62,6 +62,18 @@ def partial_of(target: Path, suffix: str = "") -> Path:
     return target.with_name(f".{digest:08x}.{os.getpid()}.partial{suffix}")
 
 
+def shortened(name: str, most: int = 200) -> str:
+    """A file's name of at most so many bytes, which file systems want to be 255 or less.
+
+    A checksum stands for the end that a longer one loses.
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= most:
+        return name
+    digest = f",{zlib.crc32(encoded):08x}"
+    return encoded[: most - len(digest)].decode(errors="ignore") + digest
+
+
 def sweep(folder: Path) -> None:
     """Deletes what killed processes have left in a folder of files in the making."""
     for path in folder.glob(".*.partial*"):

@@ -1,5 +1,6 @@
 """How a training goes: `metrics.jsonl`, a bar that counts images, and sentences in between."""
 
+import contextlib
 import datetime
 import json
 import os
@@ -56,7 +57,8 @@ class Progress:
 
     def __exit__(self, *error):
         self.bar.close()
-        self.log.close()
+        with contextlib.suppress(OSError):  # Of what is left to write, `_write` has said it.
+            self.log.close()
         if self.board is not None:
             self.board.close()
 

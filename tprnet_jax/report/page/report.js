@@ -14,7 +14,8 @@ function fillMeans() {
   if (!data.means) return;
   byId("summary").hidden = false;
   byId("summary-words").textContent = data.words;
-  for (const [title, columns] of Map.groupBy(data.columns, (column) => column.group)) {
+  for (const title of new Set(data.columns.map((column) => column.group))) {
+    const columns = data.columns.filter((column) => column.group === title);
     const defined = columns.filter(({ words }) => words);
     const words = defined.map((column) => `${column.label}: ${column.words}.`).join(" ");
     const table = element("div", { class: "scroll" }, meansTable(columns));

@@ -102,9 +102,13 @@ class ImageTable {
 
   /** Chooses the image so many rows below. */
   step(by) {
-    const last = Math.min(this.order.length, this.limit) - 1;
-    const place = this.order.indexOf(this.chosen) + by;
-    this.choose(this.order[Math.max(0, Math.min(last, place))]);
+    const last = this.order.length - 1;
+    const place = Math.max(0, Math.min(last, this.order.indexOf(this.chosen) + by));
+    if (place >= this.limit) {
+      this.limit = place + 1;
+      this.fill();
+    }
+    this.choose(this.order[place]);
   }
 
   walk(event) {
