@@ -119,7 +119,11 @@ def test_identical_images_are_found_within_and_between_splits(tmp_path):
     # The same bytes in another shape are another image.
     write_pair(source, "f", picture(20, (8, 4)), LEFT.T.copy())
     config = folder_config(source, train=["a", "b", "c", "d", "f"], validation=["e"])
-    result = check.run(config, tmp_path)
+    sentence = "train/a.png and validation/e.png are one image, and no run is evaluated on what it"
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        check.run(config, tmp_path)
+    result = written(tmp_path)
+    assert len(result["fatal"]) == 1
     assert result["conflicting_duplicates"] == [["a.png", "b.png"]]
     assert result["duplicates"] == [["a.png", "e.png"], ["c.png", "d.png"]]
     assert result["shared_between_splits"] == [["a.png", "e.png"]]
@@ -132,8 +136,7 @@ def test_identical_images_are_found_within_and_between_splits(tmp_path):
     assert result["warnings"] == [
         "train/a.png and train/b.png are one image with two masks (Dice 0.667); keep the better "
         "mask",
-        "train/a.png and validation/e.png are one image with one mask; remove one of the two, or "
-        "what was trained on is taken for unseen",
+        "train/a.png and validation/e.png are one image with one mask; remove one of the two",
         "train/c.png and train/d.png are one image with one mask; remove one of the two",
     ]
 

@@ -861,7 +861,8 @@ def test_segmentation_keeps_names_in_any_script(tmp_path, character_set, name):
         source.SpecificCharacterSet = character_set
     header = dicom.open_dicom(save(tmp_path / "a.dcm", source)).header
     write_segmentation(tmp_path / "seg.dcm", header, some_masks(3), "\u6a21\u578b", "1")
-    found = pydicom.dcmread(tmp_path / "seg.dcm")
+    write_segmentation(tmp_path / "seg.dcm", header, some_masks(3), "\u6a21\u578b", "1")
+    found = pydicom.dcmread(tmp_path / "seg.dcm")  # The first writing has not changed the header.
     assert found.PatientName == name
     assert found.ManufacturerModelName == "\u6a21\u578b"
 

@@ -184,6 +184,19 @@ def test_a_tiff_that_opencv_misreads_is_refused(tmp_path, shape, written, what):
         images.read_grey(path)
 
 
+@pytest.mark.parametrize(("start", "field"), [(0, b"\xff\xff"), (2, b"\x02\x00"), (4, b"\0\0\0\0")])
+def test_a_tiff_whose_bits_are_not_known_is_judged_by_opencv(tmp_path, start, field):
+    """The entry of BitsPerSample with another tag, of another type, or without a value."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, np.zeros((2, 3, 3), np.uint8), photometric="rgb", byteorder="<")
+    content = bytearray(path.read_bytes())
+    entry = content.index(b"\x02\x01\x03\x00\x03\x00\x00\x00") + start
+    content[entry : entry + len(field)] = field
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.tif \(\d+ bytes\) is damaged or no image"):
+        images.read_grey(path)
+
+
 def test_a_tiff_of_16_bits_in_colour_is_read(tmp_path):
     colour = np.zeros((2, 3, 3), np.uint16)
     colour[0] = 1000

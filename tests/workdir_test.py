@@ -106,9 +106,7 @@ def test_images_that_were_trained_on_are_refused_wherever_they_are(trained, tmp_
     for kind in ("images", "masks"):
         (tmp_path / "moved" / kind / "1.png").rename(tmp_path / "moved" / kind / "other.png")
     config.data.source = str(tmp_path / "moved")
-    with pytest.raises(
-        UserError, match=r"of the 1 images to evaluate on \(\w+\.png\) were trained"
-    ):
+    with pytest.raises(UserError, match=r"of the 1 images to evaluate on \(\w+\.png\) are trained"):
         evaluate.run(config, workdir)
     config.eval.split = "train"
     assert evaluate.run(config, workdir)["images"] == 4
@@ -138,6 +136,22 @@ def test_results_on_other_data_have_a_folder_however_long_its_path(trained, tmp_
     assert evaluate.result_folder(config, tmp_path) == tmp_path / "eval" / "validation"
 
 
+def test_an_image_to_train_on_under_another_name_is_refused_before_the_training(
+    trained, tmp_path, monkeypatch
+):
+    _with_images(tmp_path / "own", 5)
+    for kind in ("images", "masks"):
+        twin = (tmp_path / "own" / kind / "0.png").read_bytes()
+        (tmp_path / "own" / kind / "twin.png").write_bytes(twin)
+    config = _on_folder(trained, tmp_path / "own")
+    config.data.folder.splits = str(tmp_path / "splits.json")
+    splits = {"train": ["0", "1"], "validation": ["2", "twin"]}
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    monkeypatch.delattr(train, "train_step")
+    with pytest.raises(UserError, match=r"^1 of the 2 images to evaluate on \(twin\.png\) are tr"):
+        train.run(config, tmp_path / "run")
+
+
 def test_what_weights_were_trained_on_goes_where_they_go(trained, tmp_path):
     """From a run to a model file, to a run made of that, and to one that starts from it."""
     source, file = tmp_path / "own", tmp_path / "model.npz"
@@ -156,7 +170,7 @@ def test_what_weights_were_trained_on_goes_where_they_go(trained, tmp_path):
     train.run(config, tmp_path / "second")
     assert images_seen_earlier(tmp_path / "second") == seen
     config.data.folder.fold = 1
-    with pytest.raises(UserError, match=r"^1 of the 1 images .* or by what it started from; "):
+    with pytest.raises(UserError, match=r"^1 of the 1 images .*, or by what it starts from; keep"):
         train.run(config, tmp_path / "third")
     assert not (tmp_path / "third" / "config.json").exists()
 
@@ -191,7 +205,7 @@ def test_a_folder_that_has_grown_since_is_noticed(trained, tmp_path):
     now = loader.known(loader.examples(loader.prepare(config.data), "validation"))
     seen = {image.name for image in now} & images.keys()
     assert seen
-    with pytest.raises(UserError, match=rf"^{len(seen)} of the 3 .*; bring back the files of then"):
+    with pytest.raises(UserError, match=rf"^{len(seen)} of the 3 .*; keep every image for one"):
         evaluate.run(config, workdir)
     config.train.epochs = 3
     with pytest.raises(UserError, match=r"^the 11 images to train on are not the 8 .* are new"):

@@ -185,7 +185,11 @@ def _result(config: ConfigDict, findings: Findings) -> dict:
         ],
         "mask_mismatch": [p.name for p in findings.problems if p.kind == "mask_mismatch"],
         "unreadable": [p.name for p in findings.problems if p.kind == "unreadable"],
-        "fatal": [*findings.fatal, *_fatal(config, splits.get("train", []))],
+        "fatal": [
+            *findings.fatal,
+            *_fatal(config, splits.get("train", [])),
+            *_twins_of_reported(config.eval.split, twins),
+        ],
         "warnings": [
             *findings.notes,
             *_missing_splits(config, findings),
@@ -280,6 +284,19 @@ def _holdout_problems(data: ConfigDict, train: Sequence[Sight]) -> list[str]:
     return []
 
 
+def _twins_of_reported(split: str, twins: Iterable[Twins]) -> list[str]:
+    return [
+        f"{_in_splits(pair)} are one image, and no run is evaluated on what it trains on; remove "
+        "one of the two"
+        for pair in twins
+        if {pair.first.split, pair.second.split} == {"train", split}
+    ]
+
+
+def _in_splits(twins: Twins) -> str:
+    return " and ".join(f"{sight.split}/{sight.name}" for sight in twins[:2])
+
+
 def _missing_splits(config: ConfigDict, findings: Findings) -> list[str]:
     if findings.fatal:  # A split may only seem to be missing.
         return []
@@ -307,14 +324,11 @@ def _warnings(splits: dict[str, list[Sight]]) -> list[str]:
 def _twin_warnings(twins: Sequence[Twins]) -> list[str]:
     sentences = []
     for pair in twins:
-        names = " and ".join(f"{sight.split}/{sight.name}" for sight in pair[:2])
         if _conflict(pair):
             what = f"one image with two masks (Dice {pair.dice:.3f}); keep the better mask"
         else:
             what = "one image with one mask; remove one of the two"
-        if _shared(pair):
-            what += ", or what was trained on is taken for unseen"
-        sentences.append(f"{names} are {what}")
+        sentences.append(f"{_in_splits(pair)} are {what}")
     return sentences
 
 

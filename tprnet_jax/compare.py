@@ -89,12 +89,12 @@ def run(config: ConfigDict, workdir: Path) -> dict:
 def _read(workdir: Path, split: str) -> Run:
     folder = workdir / "eval" / split
     table = folder / "per_image.csv"
-    files = workdir / "config.json", folder / "metrics.json", table
-    if not all(file.is_file() for file in files):
-        raise UserError(
-            f"the run in {workdir} has not been evaluated on {split} (no {table}); evaluate it "
-            f"with --workdir={workdir} --mode=eval --config.eval.split={split}"
-        )
+    for file in (workdir / "config.json", table, folder / "metrics.json"):
+        if not file.is_file():
+            raise UserError(
+                f"the run in {workdir} has not been evaluated on {split} (no {file}); evaluate it "
+                f"with --workdir={workdir} --mode=eval --config.eval.split={split}"
+            )
     rows = list(csv.DictReader(table.read_text().splitlines()))
     names = [name for name in rows[0] if name.startswith("final_")]
     metrics = {

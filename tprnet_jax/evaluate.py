@@ -62,6 +62,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     if not devices.is_first():
         return result
     (folder / "figures").mkdir(parents=True, exist_ok=True)
+    (folder / "report.html").unlink(missing_ok=True)  # While it is there, all is of one evaluation.
     write_whole(folder / "per_image.csv", per_image(scores))
     write_whole(folder / "metrics.json", json.dumps(result, indent=2) + "\n")
     _draw(cascade, params, source, scores, config.eval, folder / "figures")
@@ -97,10 +98,11 @@ def check_unseen(config: ConfigDict, workdir: Path, source, trained: set[str]) -
     if seen := sorted(image.name for image in loader.known(source) if image.digest in trained):
         named = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "")
         fields = ", ".join(f for f in changed(config, workdir) if f.startswith("data."))
-        mend = f"set {fields} as in the training" if fields else "bring back the files of then"
+        mend = f"set {fields} as in the training, or " if fields else ""
         raise UserError(
-            f"{len(seen)} of the {len(source)} images to evaluate on ({named}) were trained on by "
-            f"the run in {workdir}, or by what it started from; {mend}, or choose other images"
+            f"{len(seen)} of the {len(source)} images to evaluate on ({named}) are trained on by "
+            f"the run in {workdir}, or by what it starts from; {mend}keep every image for one of "
+            "the two"
         )
 
 

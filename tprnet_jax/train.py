@@ -170,7 +170,8 @@ def _train(training: Training, images: Sequence[Known], stop: signals.Stop) -> N
     config, trainer, manager = training.config, training.trainer, training.manager
     state, seen_earlier = _restored(training) or _fresh(training)
     # Better refused now than after the training.
-    evaluate.check_unseen(config, training.workdir, training.reported, seen_earlier)
+    seen = seen_earlier | {image.digest for image in images}
+    evaluate.check_unseen(config, training.workdir, training.reported, seen)
     state = devices.replicate(trainer.mesh, state)
     start, batch = int(state.step), config.train.batch
     if devices.is_first():

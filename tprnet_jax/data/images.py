@@ -158,13 +158,13 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
         ) from error
     except cv2.error:
         image = None
-    if bytes(encoded[:2]) in (b"II", b"MM"):
-        _check_tiff(path)
     if image is None:
         raise UserError(
             f"{path} ({encoded.size} bytes) is damaged or no image; give a whole PNG, JPEG, TIFF "
             "or BMP file"
         )
+    if bytes(encoded[:2]) in (b"II", b"MM"):
+        _check_tiff(path)
     # Of 8 bits, OpenCV sees to it.
     if image.dtype == np.uint16 and _tiff_tags(path, _PHOTOMETRIC) == [_WHITE_IS_ZERO]:
         image = np.iinfo(image.dtype).max - image
@@ -175,12 +175,14 @@ def read_stored(path: str | os.PathLike) -> np.ndarray:
 def _check_tiff(path: str | os.PathLike) -> None:
     """Refuses the kinds of TIFF of which OpenCV gives other values than are there."""
     bits, samples, planes = _tiff_tags(path, *_LAYOUT)
-    if samples is None or samples == 1 or np.max(bits) <= 8:
+    bits = bits if isinstance(bits, tuple) else (bits,)
+    # What is damaged in other ways, OpenCV has judged.
+    if not isinstance(samples, int) or not all(isinstance(each, int) for each in bits):
         return
-    if samples == 2 or planes == _APART:
+    if max(bits) > 8 and (samples == 2 or (planes == _APART and samples > 1)):
         what = "grey with transparency" if samples == 2 else "its channels apart"
         raise UserError(
-            f"{path} has {what} in {np.max(bits)} bits, which cannot be read; save it as grey alone"
+            f"{path} has {what} in {max(bits)} bits, which cannot be read; save it as grey alone"
         )
 
 

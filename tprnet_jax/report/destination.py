@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,9 @@ OF_IMAGE = {
     "tree": "_tree.json",
 }
 OF_FILE = {"seg": "_seg.dcm", "video": "_overlay.mp4"}
+_ENDINGS = "|".join(map(re.escape, [*OF_IMAGE.values(), *OF_FILE.values()]))
+# An image's own number, or that of an image of a run.
+_OUTPUT = re.compile(rf"(?P<stem>.*?)(?P<number>_\d{{4,}})?(?:{_ENDINGS})", re.DOTALL)
 
 
 class Earlier(NamedTuple):
@@ -116,7 +120,7 @@ def begin_manifest(
         )
     read = {} if difference else before.get("sha256", {})
     digests = _digests(listing)
-    there = {name for name in digests if _has_outputs(output, name)}
+    there = digests.keys() & _names_of_outputs(output, listing)
     same = {name for name, digest in digests.items() if read.get(name) == digest}
     other = set() if config.overwrite else (there & read.keys()) - same
     # What is there and is to be segmented again counts only when that is done: until then it is
@@ -161,12 +165,15 @@ def _digest(path: Path) -> str | None:
         return None
 
 
-def _has_outputs(output: Path, name: str) -> bool:
-    """Whether there is anything that is written of an input of this name."""
-    stem, folder = Path(name).name, (output / name).parent
-    endings = "|".join(map(re.escape, [*OF_IMAGE.values(), *OF_FILE.values()]))
-    wanted = re.compile(rf"{re.escape(stem)}(_\d{{4,}})?({endings})")
-    return folder.is_dir() and any(wanted.fullmatch(path.name) for path in folder.iterdir())
+def _names_of_outputs(output: Path, listing: Listing) -> set[str]:
+    """Names of inputs that there could be outputs of, in the folders of these inputs."""
+    names = set()
+    for folder in {Path(each.name).parent for each in listing.inputs}:
+        there = os.listdir(output / folder) if (output / folder).is_dir() else []
+        for match in filter(None, map(_OUTPUT.fullmatch, there)):
+            stems = match["stem"], match["stem"] + (match["number"] or "")
+            names |= {(folder / stem).as_posix() for stem in stems}
+    return names
 
 
 def end_manifest(

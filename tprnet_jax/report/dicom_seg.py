@@ -96,7 +96,7 @@ def _source(header: Any) -> Any:
     from pydicom import Dataset
 
     source, shared = Dataset(), Dataset()
-    source.update(header)
+    source.update(copy.deepcopy(header))
     for keyword in _POSITIONS:
         source.pop(keyword, None)
     for keyword in _PATIENT + _STUDY:  # What anonymised files have lost may be empty.
