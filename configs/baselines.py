@@ -9,7 +9,7 @@ augmentation and number of epochs are those of configs/tprnet.py.
 
 Further words, joined by commas as in `baselines.py:coanet,small`:
 
-    small       fewer channels, and all else as in configs/tprnet_compact.py: for CPUs
+    small       fewer channels, and as configs/tprnet_compact.py:short for five epochs: for CPUs
     official    the recipe of the official code, as far as there are fields for it, see `OFFICIAL`
     auxiliary   with the network's auxiliary outputs and their loss (deep supervision, connectivity)
     cascade     in GlobalNet's place, with TPRNet's LocalNet and FocalNet after it
@@ -152,7 +152,7 @@ def get_config(argument: str = "") -> ConfigDict:
 def _small(config: ConfigDict, name: str) -> None:
     compact(config)
     config.model.global_channels, config.model.global_fold = SMALL[name], 1
-    config.train.batch = 4
+    config.train.batch, config.train.epochs, config.train.evaluate_every = 4, 5, 5
 
 
 def _official(config: ConfigDict, name: str) -> None:

@@ -15,13 +15,13 @@ Folds know nothing of patients: images of one patient in both splits make the fi
 several images a patient, name the splits in a JSON file, {"train": ["x", ...], "validation": [...],
 "test": [...]}, and give it as config.data.folder.splits; "test" may be left out.
 
-The argument `compact` trains the networks of configs/tprnet_compact.py, for machines without a GPU;
-arguments are joined by commas, as in `folder.py:2,compact`.
+The argument `compact` trains as configs/tprnet_compact.py, for machines without a GPU, on images of
+one size; arguments are joined by commas, as in `folder.py:2,compact`.
 """  # noqa: E501
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import compact, default
+from tprnet_jax.config import augment_lightly, compact, default
 from tprnet_jax.runtime.errors import UserError
 
 
@@ -41,6 +41,8 @@ def get_config(argument: str = "") -> ConfigDict:
     for word in filter(None, argument.split(",")):
         if word == "compact":
             compact(config)
+            augment_lightly(config)
+            config.train.batch = 4
             config.train.epochs = 40
         elif word.isdecimal():
             config.data.folder.fold = int(word)

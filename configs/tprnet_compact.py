@@ -27,7 +27,7 @@ Over images, LocalNet adds 0.0029 Dice (95 % interval 0.0017 to 0.0041), FocalNe
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import compact, default
+from tprnet_jax.config import augment_lightly, compact, default
 from tprnet_jax.method.augment import Settings
 from tprnet_jax.runtime.errors import UserError
 
@@ -39,11 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.batch = 4
     config.train.evaluate_every = 2
     config.data.holdout = 100
-    # Little, and late: in short trainings augmentation costs more than it gives.
-    config.augment.ramp = 20
-    config.augment.p_rotation, config.augment.rotation = 0.3, (-20.0, 20.0)
-    config.augment.p_scaling, config.augment.scaling = 0.3, (0.85, 1.2)
-    config.augment.p_brightness = config.augment.p_contrast = config.augment.p_gamma = 0.3
+    augment_lightly(config)
     for word in filter(None, argument.split(",")):
         if word != "short":
             raise UserError(f"configs/tprnet_compact.py has no argument {word!r}; choose short")

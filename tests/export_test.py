@@ -50,7 +50,7 @@ def test_the_python_of_the_readme_finds_the_same_without_this_package(model, con
     image = scene.draw(0, 5, 64)[0]
     cv2.imwrite(str(tmp_path / "angiogram.png"), image)
     (tmp_path / "tprnet.stablehlo").write_bytes(content)
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (example,) = re.findall(r"```python\n([^`]*deserialize[^`]*)```", README)
     alone = "import sys\nsys.modules['tprnet_jax'] = None\n" + example.replace("512", "64")
     subprocess.run([sys.executable, "-c", alone], cwd=tmp_path, check=True)
     found = cv2.imread(str(tmp_path / "mask.png"), cv2.IMREAD_UNCHANGED)

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from configs import tprnet_compact
 from tprnet_jax.data import folder, loader, pairs
 from tprnet_jax.runtime.errors import UserError
 
@@ -589,6 +590,9 @@ def test_the_argument_is_the_fold():
     config = get_config("compact,3")
     assert (config.data.name, config.data.folder.fold) == ("folder", 3)
     assert config.model.global_fold == 2
+    trained = tprnet_compact.get_config()
+    assert (config.augment, config.optim) == (trained.augment, trained.optim)
+    assert (config.train.batch, config.train.epochs) == (trained.train.batch, trained.train.epochs)
     assert config.lock().is_locked
 
 

@@ -185,7 +185,7 @@ def test_a_tiff_that_opencv_misreads_is_refused(tmp_path, shape, written, what):
 
 
 @pytest.mark.parametrize(("start", "field"), [(0, b"\xff\xff"), (2, b"\x02\x00"), (4, b"\0\0\0\0")])
-def test_a_tiff_whose_bits_are_not_known_is_judged_by_opencv(tmp_path, start, field):
+def test_a_tiff_whose_layout_is_damaged_is_named(tmp_path, start, field):
     """The entry of BitsPerSample with another tag, of another type, or without a value."""
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, np.zeros((2, 3, 3), np.uint8), photometric="rgb", byteorder="<")

@@ -72,6 +72,19 @@ def compact(config: ConfigDict) -> None:
     config.train.ema = 0.999
 
 
+def augment_lightly(config: ConfigDict) -> None:
+    """Sets an augmentation for some tens of epochs: little, and late.
+
+    In short trainings augmentation costs more than it gives, and so does mirroring in these: the
+    side that a vessel is on says what it is.
+    """
+    config.augment.ramp = 20
+    config.augment.p_mirror = 0.0
+    config.augment.p_rotation, config.augment.rotation = 0.3, (-20.0, 20.0)
+    config.augment.p_scaling, config.augment.scaling = 0.3, (0.85, 1.2)
+    config.augment.p_brightness = config.augment.p_contrast = config.augment.p_gamma = 0.3
+
+
 def check(config: ConfigDict) -> None:
     """Checks, before any data is read, what needs no data.
 

@@ -142,7 +142,7 @@ _PREDICT = {
     # By how much images are enlarged for the networks; 0 brings the longer side to that of the
     # training, so that vessels have the width that the networks know.
     "scale": Number(0.0, 0, 16),
-    "batch": Number(1, 1),  # Images of one size at a time; more are faster on a GPU.
+    "batch": Number(1, 1),  # Images of one size at a time; more may suit a GPU.
 }
 _SERVE = {
     "host": "127.0.0.1",  # An address of this machine; of the default, only it sees the page.

@@ -46,7 +46,7 @@ Modes, each with an example:
   export     write the model that comes along, or that of a --workdir, as a program of JAX alone
              --mode=export --config.export.output=tprnet.stablehlo
   calibrate  fit the temperature of a run's probabilities, and see what another threshold is worth
-             --workdir=runs/tprnet --mode=calibrate --config.eval.split=holdout
+             --workdir=runs/tprnet_compact --mode=calibrate --config.eval.split=holdout
   ablate     train the ablations of the paper's Table II
              --config=configs/tprnet.py --mode=ablate --config.ablate.seeds=0,1,2
   compare    the paper's Table I and Fig. 2 over evaluated runs
