@@ -78,6 +78,25 @@ def test_processes_share_each_batch():
             np.testing.assert_array_equal(batch[key], np.concatenate([first[key], second[key]]))
 
 
+def test_examples_are_read_once_as_long_as_there_is_room():
+    class Counting:
+        def __init__(self):
+            self.reads = []
+
+        def __len__(self):
+            return 3
+
+        def __getitem__(self, index):
+            self.reads.append(index)
+            return {"image": np.full((2, 2, 1), index, np.uint8), "name": b"abc"}
+
+    source = Counting()
+    remembered = loader.Remembered(source, room=2 * 7 + 6)  # Two of them: 4 bytes and a name of 3.
+    values = [int(remembered[index]["image"][0, 0, 0]) for index in (0, 1, 2, 0, 1, 2)]
+    assert values == [0, 1, 2, 0, 1, 2]
+    assert source.reads == [0, 1, 2, 2]
+
+
 def test_images_of_different_sizes_in_a_batch_are_named():
     source = _source(4)
     source[2] = {**source[2], "image": np.zeros((5, 4, 1), np.uint8)}

@@ -14,6 +14,8 @@ from tprnet_jax.data.images import Known
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.threads import in_threads
 
+ROOM = 2**31  # Bytes of decoded examples to keep; the 1000 of ARCADE take a quarter of it.
+
 
 class Part:
     """Random access to a part of a source's examples, in their order.
@@ -41,6 +43,34 @@ class Part:
         """See `known`."""
         of_all = self._of_all()
         return [of_all[index] for index in self._indices()]
+
+
+class Remembered:
+    """Random access to a source's examples, each read once as long as there is room.
+
+    Reading and decoding two PNGs takes some milliseconds, in which a GPU trains on several images.
+
+    Args:
+        source: Examples by index.
+        room: Bytes of arrays to keep; what finds none is read again.
+    """
+
+    def __init__(self, source, room: int = ROOM):
+        self._source, self._room, self._kept = source, room, {}
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        example = self._source[index]
+        size = sum(np.asarray(value).nbytes for value in example.values())
+        # Threads that come at the same time may keep a few examples too many or count one twice.
+        if size <= self._room:
+            self._room -= size
+            self._kept[index] = example
+        return example
 
 
 def known(source) -> list[Known]:
@@ -176,6 +206,7 @@ def train_batches(
         Batches of "image" and "mask", `(rows, height, width, 1)` uint8 (or images float32 in
         [0, 1]), and of each row its "name", its "index" in the source and its "epoch", `(rows,)`.
     """
+    source = Remembered(source)
     order = grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat()
     process, processes = part
     rows = batch // processes

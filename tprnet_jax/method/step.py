@@ -83,7 +83,8 @@ def on_devices(
         images = _standardised(trainer, images)
     if samples is None or not augment.happens(trainer.augmentation):
         return images, masks
-    return _augment(trainer, images, masks, *devices.shard(trainer.mesh, tuple(samples)))
+    samples = devices.shard(trainer.mesh, tuple(samples))
+    return _augment(trainer, images, masks, *samples, np.int32(trainer.seed))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -93,14 +94,15 @@ def _standardised(trainer: Trainer, images):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _augment(trainer: Trainer, images, masks, epoch, index):
-    def change(images, masks, epoch, index):
-        keys = augment.sample_keys(trainer.seed, epoch, index)
+def _augment(trainer: Trainer, images, masks, epoch, index, seed):
+    def change(images, masks, epoch, index, seed):
+        keys = augment.sample_keys(seed, epoch, index)
         share = augment.ramp(trainer.augmentation, epoch)
         in_unit = not trainer.cascade.standardise
         return augment.augment(trainer.augmentation, images, masks, keys, share, in_unit=in_unit)
 
-    return devices.on_each(trainer.mesh, change, ROWS, ROWS)(images, masks, epoch, index)
+    each = devices.on_each(trainer.mesh, change, (*[ROWS] * 4, EVERYWHERE), ROWS)
+    return each(images, masks, epoch, index, seed)
 
 
 def patches_for_devices(
@@ -147,7 +149,7 @@ class Tape:
     def coarse(self, images: jax.Array) -> tuple[Coarse, jax.Array | None, ToSample | None]:
         """GlobalNet and LocalNet, of images as `on_devices` gives them."""
         (coarse, self.auxiliary), seen, to_sample, self.coarse_pullback = _coarse(
-            self.trainer, self.params, images, self.step
+            self.trainer, self.params, images, self.step, np.int32(self.trainer.seed)
         )
         return (coarse, seen, to_sample) if self.with_focal else (coarse, None, None)
 
@@ -180,13 +182,14 @@ class Tape:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _coarse(trainer: Trainer, params, images, step):
+def _coarse(trainer: Trainer, params, images, step, seed):
+    # The seed is an argument so that the programs of one seed, once compiled, serve all others.
     cascade = trainer.cascade
     coarse_params = {name: params[name] for name in params if name != "focal"}
 
-    def stage(params, images, step):
+    def stage(params, images, step, seed):
         images = to_unit(images)
-        key = jax.random.fold_in(jax.random.key(trainer.seed), step)
+        key = jax.random.fold_in(jax.random.key(seed), step)
         key = jax.random.fold_in(key, devices.number(trainer.mesh))
 
         def logits(params):
@@ -203,8 +206,8 @@ def _coarse(trainer: Trainer, params, images, step):
         seen = focal_input(cascade, images, coarse)
         return (coarse, auxiliary), seen, sampling_mask(cascade, coarse), pullback
 
-    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS, EVERYWHERE), ROWS)
-    return each(coarse_params, images, step)
+    each = devices.on_each(trainer.mesh, stage, (EVERYWHERE, ROWS, EVERYWHERE, EVERYWHERE), ROWS)
+    return each(coarse_params, images, step, seed)
 
 
 def _global_in_training(
