@@ -16,13 +16,16 @@ several images a patient, name the splits in a JSON file, {"train": ["x", ...], 
 "test": [...]}, and give it as config.data.folder.splits; "test" may be left out.
 
 The argument `compact` trains as configs/tprnet_compact.py, for machines without a GPU, on images of
-one size; arguments are joined by commas, as in `folder.py:2,compact`.
+one size, `gpu` the same networks as configs/tprnet_compact.py:gpu; arguments are joined by commas, as
+in `folder.py:2,compact`.
 """  # noqa: E501
 
 from ml_collections import ConfigDict
 
-from tprnet_jax.config import augment_lightly, compact, default
+from tprnet_jax.config import compact, default, train_on_cpu, train_on_gpu
 from tprnet_jax.runtime.errors import UserError
+
+TRAININGS = {"compact": train_on_cpu, "gpu": train_on_gpu}
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -39,16 +42,14 @@ def get_config(argument: str = "") -> ConfigDict:
     config.train.batch = 1
     config.train.epochs = 100
     for word in filter(None, argument.split(",")):
-        if word == "compact":
+        if word in TRAININGS:
             compact(config)
-            augment_lightly(config)
-            config.train.batch = 4
-            config.train.epochs = 40
+            TRAININGS[word](config)
         elif word.isdecimal():
             config.data.folder.fold = int(word)
         else:
             raise UserError(
-                f"configs/folder.py has no argument {word!r}; give the number of a fold, compact, "
-                "or both, joined by a comma"
+                f"configs/folder.py has no argument {word!r}; give the number of a fold, "
+                "compact or gpu, or two of these, joined by a comma"
             )
     return config

@@ -35,7 +35,7 @@ def test_arguments_of_tprnet(argument, branches, augmented):
     assert (config.augment.p_rotation > 0) is augmented
 
 
-@pytest.mark.parametrize("argument", ["", "short"])
+@pytest.mark.parametrize("argument", ["", "short", "gpu"])
 def test_compact_fits_into_20_megabytes_of_bfloat16(argument):
     cascade = configuration.cascade(tprnet_compact.get_config(argument))
     shapes = jax.eval_shape(lambda: init(cascade, jax.random.key(0)))
@@ -46,7 +46,7 @@ def test_the_short_training_of_compact_has_no_hold_out():
     short, whole = tprnet_compact.get_config("short"), tprnet_compact.get_config()
     assert (short.data.holdout, whole.data.holdout) == (0, 100)
     assert (short.augment.p_rotation, whole.augment.p_rotation) == (0, 0.3)
-    with pytest.raises(UserError, match="no argument 'long'; choose short"):
+    with pytest.raises(UserError, match="no argument 'long'; choose short or gpu"):
         tprnet_compact.get_config("long")
 
 

@@ -585,13 +585,14 @@ def get_config(argument=""):
     return module.get_config(argument)
 
 
-def test_the_argument_is_the_fold():
+@pytest.mark.parametrize(("argument", "of_arcade"), [("compact,3", ""), ("gpu,3", "gpu")])
+def test_the_argument_is_the_fold_and_the_training(argument, of_arcade):
     assert get_config().data.folder.fold == 0
-    config = get_config("compact,3")
+    config = get_config(argument)
     assert (config.data.name, config.data.folder.fold) == ("folder", 3)
-    assert config.model.global_fold == 2
-    trained = tprnet_compact.get_config()
-    assert (config.augment, config.optim) == (trained.augment, trained.optim)
+    trained = tprnet_compact.get_config(of_arcade)
+    for part in ("model", "augment", "optim"):
+        assert config[part] == trained[part]
     assert (config.train.batch, config.train.epochs) == (trained.train.batch, trained.train.epochs)
     assert config.lock().is_locked
 
