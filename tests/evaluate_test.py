@@ -137,14 +137,16 @@ def test_batches_are_filled_and_split_by_size(monkeypatch):
 
     def predict(images):
         shapes.append(images.shape)
-        return {"final": images[..., 0] > 127}
+        mask = images[..., 0] > 127
+        return {"global": mask, "final": mask}
 
     _stub(monkeypatch, predict)
     examples = _examples()
-    found = list(inference.segment_examples(None, None, iter(examples), batch=3))
+    found = list(inference.segment_examples(_Stages, None, iter(examples), batch=3))
     assert shapes == [(3, 8, 8, 1), (3, 8, 10, 1)]
     for expected, (example, mask) in zip(examples, found, strict=True):
         assert example is expected
+        assert list(mask) == ["global", "final"]
         np.testing.assert_array_equal(mask["final"], example["image"][..., 0] > 127)
 
 

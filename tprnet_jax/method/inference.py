@@ -140,8 +140,12 @@ def unpacked(
 def segment_examples(
     cascade: Cascade, params: dict, examples: Iterable[dict], batch: int
 ) -> Iterator[tuple[dict, dict[str, np.ndarray]]]:
-    """Each example with its masks: bool `(height, width)` of each stage; see `of_examples`."""
-    return of_examples(functools.partial(segment, cascade, params), examples, batch)
+    """Each example with its masks: bool `(height, width)` of each stage, in their order.
+
+    Args as for `of_examples`.
+    """
+    for example, masks in of_examples(functools.partial(segment, cascade, params), examples, batch):
+        yield example, {stage: masks[stage] for stage in cascade.stages}  # A tree sorts its names.
 
 
 def of_examples(call: Callable, examples: Iterable[dict], batch: int) -> Iterator[tuple[dict, Any]]:
