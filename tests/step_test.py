@@ -509,3 +509,20 @@ def test_a_new_number_of_patches_compiles_nothing(
     assert min(counts) == 0
     assert max(counts) > 2 * clipped.cascade.chunk
     assert len(compilations) == before
+
+
+def test_all_seeds_share_their_programs_and_nothing_else(clipped, tiny_params, tiny_images, masks):
+    places = np.arange(len(tiny_images), dtype=np.int32)
+    always = augment.Settings(p_rotation=1.0)
+
+    def of(seed):
+        trainer = clipped._replace(seed=seed, augmentation=always)
+        arguments = tiny_images, masks, places, places
+        augmented = step._augment.lower(trainer, *arguments, np.int32(seed))
+        coarse = step._coarse.lower(trainer, tiny_params, tiny_images, 0, np.int32(seed))
+        images, _ = step.on_devices(trainer, tiny_images, masks, (places, places))
+        return (augmented.as_text(), coarse.as_text()), np.asarray(images)
+
+    (first, images), (second, others) = of(0), of(1)
+    assert first == second
+    assert (images != others).any(axis=(1, 2, 3)).all()
