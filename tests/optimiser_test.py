@@ -56,18 +56,21 @@ def _newton_schulz(values):
     return values
 
 
-@pytest.mark.parametrize("shape", [(36, 6), (4, 9), (5, 5)])
-def test_newton_schulz_changes_the_singular_values_alone(shape):
-    matrix = np.random.default_rng(0).normal(size=shape)
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    expected = left * _newton_schulz(values) @ right
-    result = optimiser.orthogonal(jnp.asarray(matrix, jnp.float32))
-    np.testing.assert_allclose(result, expected, atol=2e-5)
-    assert ((_newton_schulz(values) > 0.6) & (_newton_schulz(values) < 1.3)).all()
+def test_newton_schulz_changes_the_singular_values_alone():
+    """Of matrices of all shapes at once, some of which have as many columns, or rows, as others."""
+    rng = np.random.default_rng(0)
+    matrices = [rng.normal(size=shape) for shape in ((36, 6), (4, 9), (5, 5), (5, 12), (6, 6))]
+    results = optimiser.orthogonal([jnp.asarray(matrix, jnp.float32) for matrix in matrices])
+    for matrix, result in zip(matrices, results, strict=True):
+        left, values, right = np.linalg.svd(matrix, full_matrices=False)
+        expected = left * _newton_schulz(values) @ right
+        np.testing.assert_allclose(result, expected, atol=2e-5)
+        assert ((_newton_schulz(values) > 0.6) & (_newton_schulz(values) < 1.3)).all()
 
 
 def test_newton_schulz_of_nothing_is_nothing():
-    np.testing.assert_array_equal(optimiser.orthogonal(jnp.zeros((4, 3))), np.zeros((4, 3)))
+    (result,) = optimiser.orthogonal([jnp.zeros((4, 3))])
+    np.testing.assert_array_equal(result, np.zeros((4, 3)))
 
 
 def test_muon_makes_the_steps_of_kernels_orthogonal_and_adamw_the_rest():
