@@ -46,8 +46,16 @@ def test_the_short_training_of_compact_has_no_hold_out():
     short, whole = tprnet_compact.get_config("short"), tprnet_compact.get_config()
     assert (short.data.holdout, whole.data.holdout) == (0, 100)
     assert (short.augment.p_rotation, whole.augment.p_rotation) == (0, 0.3)
-    with pytest.raises(UserError, match="no argument 'long'; choose short or gpu"):
+    with pytest.raises(UserError, match="no argument 'long'; choose short, gpu or all"):
         tprnet_compact.get_config("long")
+
+
+def test_the_training_on_all_images_goes_on_from_that_on_a_gpu():
+    first, further = tprnet_compact.get_config("gpu"), tprnet_compact.get_config("all")
+    assert (first.data.holdout, further.data.holdout) == (100, 0)
+    assert further.train.start_from == "runs/tprnet_compact_gpu"
+    assert (first.augment.ramp, further.augment.ramp) == (20, 0)
+    assert first.augment.to_dict() | {"ramp": 0} == further.augment.to_dict()
 
 
 def test_tprnet_trains_as_released():

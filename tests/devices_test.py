@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import types
@@ -93,11 +92,9 @@ def eight(config, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def two_of_four(config, tmp_path_factory):
+def two_of_four(config, tmp_path_factory, free_port):
     workdir = tmp_path_factory.mktemp("two_of_four")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        coordinator = f"localhost:{free.getsockname()[1]}"
+    coordinator = f"localhost:{free_port()}"
     return _train(workdir, *(_start(config, workdir, 4, coordinator, 2, n) for n in (0, 1)))
 
 

@@ -56,7 +56,7 @@ def test_python_gives_what_predict_writes(model, tmp_path):
 
 @pytest.mark.arcade
 def test_real_angiograms_are_segmented_as_in_the_evaluation(model):
-    """Every tenth validation image, whose mean Dice in the evaluation was 0.8471."""
+    """Every tenth validation image, whose mean Dice in the evaluation was 0.8495."""
     folder = Path(ARCADE, "syntax", "val")
     (annotations,) = (folder / "annotations").glob("*.json")
     document = json.loads(annotations.read_text())
@@ -69,4 +69,4 @@ def test_real_angiograms_are_segmented_as_in_the_evaluation(model):
         truth = arcade.draw_mask(polygons[ids[name]], 512, 512) > 0
         found = model(images.read_grey(folder / "images" / name)).mask
         dice.append(metrics.overlap(found, truth)["dice"])
-    assert np.mean(dice) == pytest.approx(0.8471, abs=5e-4)
+    assert np.mean(dice) == pytest.approx(0.8495, abs=5e-4)
