@@ -113,7 +113,7 @@ def _found(config, workdir, example):
 
 
 def test_one_run_is_too_few(trained, runs, tmp_path):
-    with pytest.raises(UserError, match=r"names 1 runs; give the workdirs of two or more"):
+    with pytest.raises(UserError, match=r"names 1; give the workdirs of two or more"):
         compare.run(_asked(trained[0], runs, "first"), tmp_path)
 
 
@@ -150,6 +150,37 @@ def test_runs_on_other_images(trained, runs, tmp_path):
     config = _asked(trained[0], runs, "first")
     config.compare.runs = (*config.compare.runs, str(tmp_path / "other"))
     with pytest.raises(UserError, match=r"on 2 images and that in .* on 3, of which 2 are the"):
+        compare.run(config, tmp_path / "out")
+
+
+def _edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+def test_runs_on_other_images_of_the_same_names(trained, runs, tmp_path):
+    shutil.copytree(runs / "better", tmp_path / "other")
+    _edit(tmp_path / "other" / "eval" / "validation" / "metrics.json", digest="0123456789abcdef")
+    config = _asked(trained[0], runs, "first")
+    config.compare.runs = (*config.compare.runs, str(tmp_path / "other"))
+    with pytest.raises(UserError, match=r"other was .* the names .*first, but not their digest"):
+        compare.run(config, tmp_path / "out")
+
+
+def test_runs_trained_on_other_images_are_two_methods(trained, runs, tmp_path):
+    shutil.copytree(runs / "first", tmp_path / "first")
+    shutil.copytree(runs / "again", tmp_path / "elsewhere")
+    _edit(tmp_path / "elsewhere" / "training_images.json", images={"1.png": "0123456789abcdef"})
+    report = compare.run(_asked(trained[0], tmp_path, "first", "elsewhere"), tmp_path / "out")
+    assert [(each["name"], each["runs"]) for each in report["methods"]] == [
+        ("first", 1),
+        ("elsewhere", 1),
+    ]
+    assert report["methods"][1]["against_first"]["difference"] == pytest.approx(0.02, abs=1e-6)
+
+
+def test_one_seed_twice(trained, runs, tmp_path):
+    config = _asked(trained[0], runs, "first", "better", "first")
+    with pytest.raises(UserError, match=r"first and .*first are of one method and one seed \(0\)"):
         compare.run(config, tmp_path / "out")
 
 

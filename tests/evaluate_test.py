@@ -150,6 +150,19 @@ def test_batches_are_filled_and_split_by_size(monkeypatch):
         np.testing.assert_array_equal(mask["final"], example["image"][..., 0] > 127)
 
 
+def test_the_digest_is_of_names_images_and_masks_in_any_order():
+    examples = _examples()
+    digest = evaluate._digest(examples)
+    assert evaluate._digest(examples[::-1]) == digest
+    for field, other in (
+        ("name", b"another.png"),
+        ("image", 255 - examples[1]["image"]),
+        ("mask", 255 - examples[1]["mask"]),
+    ):
+        changed = [examples[0], examples[1] | {field: other}, examples[2]]
+        assert evaluate._digest(changed) != digest
+
+
 def test_files_agree_with_each_other_and_with_a_rerun(trained):
     config, workdir = trained
     folder = workdir / "eval/validation"

@@ -233,6 +233,18 @@ def test_nothing_given_is_said():
         cli.parse(["main"])
 
 
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--mode=fly", "--mode=fly: value should be one of <train|"),
+        ("--mdoe=predict", "Unknown command line flag 'mdoe'. Did you mean: mode"),
+    ],
+)
+def test_a_misspelt_flag_is_named_before_a_config_that_is_missing(argument, sentence):
+    with pytest.raises(SystemExit, match=re.escape(sentence)):
+        cli.parse(["main", argument, "--config.predict.input=x"])
+
+
 @pytest.mark.parametrize("name", ["quickstart", "quickstart.py", "configs/quickstart.py"])
 def test_configurations_that_come_along_are_known_by_name_from_anywhere(
     tmp_path, monkeypatch, name

@@ -94,6 +94,7 @@ def test_shrinking_averages_and_enlarging_interpolates():
 @pytest.mark.parametrize(
     ("images", "message"),
     [
+        (np.zeros((64, 64, 3), np.uint8), r"not \(64, 64, 3\); .*\.read_grey reads colour as grey"),
         (np.zeros((64, 64, 3, 1), np.uint8), r"must be \(height, width\) or .* not \(64, 64, 3, 1"),
         (np.zeros((64, 31), np.uint8), r"is \(64, 31\); at least 32 x 32 is needed"),
         (np.full((64, 64), 2.0), r"is float64 from 2.0 to 2.0; give"),

@@ -21,7 +21,7 @@ from tprnet_jax.report import comparison, figures, tradeoff
 from tprnet_jax.report.comparison import Method
 from tprnet_jax.runtime.errors import UserError
 from tprnet_jax.runtime.files import read_json, write_whole
-from tprnet_jax.workdir import restore
+from tprnet_jax.workdir import images_seen, restore
 
 
 class Run(NamedTuple):
@@ -32,6 +32,8 @@ class Run(NamedTuple):
         config: Its configuration, with the checkpoint that was evaluated.
         step: Of that checkpoint.
         images: Names of the images it was evaluated on.
+        digest: Of these images and their masks, as in `metrics.json`; evaluations of earlier
+            versions have none.
         metrics: Of the final output, by name the value of each image, NaN where undefined.
     """
 
@@ -39,6 +41,7 @@ class Run(NamedTuple):
     config: ConfigDict
     step: int
     images: list[str]
+    digest: str | None
     metrics: dict[str, np.ndarray]
 
 
@@ -68,7 +71,8 @@ def run(config: ConfigDict, workdir: Path) -> dict:
         What `comparison.json` has.
 
     Raises:
-        UserError: A run has not been evaluated, or on other images than the first.
+        UserError: A run has not been evaluated, or on other images than the first, or two are of
+            one method and one seed.
     """
     configuration.check(config)
     runs = [_read(Path(str(path)).expanduser(), config.eval.split) for path in config.compare.runs]
@@ -104,14 +108,15 @@ def _read(workdir: Path, split: str) -> Run:
     evaluated = read_json(folder / "metrics.json")
     config = configuration.get_config(workdir / "config.json")
     config.eval.checkpoint = evaluated["checkpoint"]
-    return Run(workdir, config, evaluated["step"], [row["name"] for row in rows], metrics)
+    images, digest = [row["name"] for row in rows], evaluated.get("digest")
+    return Run(workdir, config, evaluated["step"], images, digest, metrics)
 
 
 def _in_one_order(runs: list[Run]) -> list[Run]:
     """The runs, with the images of all in the order of the first one's."""
     if len(runs) < 2:
         raise UserError(
-            f"config.compare.runs names {len(runs)} runs; give the workdirs of two or more, such "
+            f"config.compare.runs names {len(runs)}; give the workdirs of two or more, such "
             "as --config.compare.runs=runs/a,runs/b"
         )
     first = runs[0]
@@ -122,6 +127,13 @@ def _in_one_order(runs: list[Run]) -> list[Run]:
                 f"the run in {run.workdir} was evaluated on {len(run.images)} images and that in "
                 f"{first.workdir} on {len(first.images)}, of which {alike} are the same; evaluate "
                 "both on the same images"
+            )
+        if run.digest != first.digest:
+            raise UserError(
+                f"the images that the run in {run.workdir} was evaluated on have the names of "
+                f"those of {first.workdir}, but not their digest in metrics.json: they are others, "
+                "have other masks, or an earlier version evaluated them; evaluate both again, on "
+                "the same data set"
             )
     return [_reordered(run, first.images) for run in runs]
 
@@ -137,12 +149,15 @@ def _reordered(run: Run, images: list[str]) -> Run:
 def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     """The runs that differ in their seed alone, under the name of the first one's folder.
 
-    Where folders of several methods have the same name, as after --mode=ablate, their paths tell
-    them apart.
+    Runs on other training images are other methods. Where
+    folders of several methods have the same name, as after --mode=ablate, their paths tell them
+    apart.
     """
     groups = {}
     for run in runs:
-        groups.setdefault(_recipe(run.config), []).append(run)
+        groups.setdefault(_recipe(run), []).append(run)
+    for seeds in groups.values():
+        _check_seeds(seeds)
     folders = [seeds[0].workdir.resolve() for seeds in groups.values()]
     names = [folder.name for folder in folders]
     if len(set(names)) < len(names):
@@ -151,11 +166,24 @@ def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     return dict(zip(names, groups.values(), strict=True))
 
 
-def _recipe(config: ConfigDict) -> str:
-    """What makes the method: networks, training and data."""
-    recipe = config.to_dict()
+def _check_seeds(runs: list[Run]) -> None:
+    """Refuses to take two runs of one seed, or one run named twice, for a spread over seeds."""
+    of_seed = {}
+    for run in runs:
+        seed = run.config.seed
+        if other := of_seed.get(seed):
+            raise UserError(
+                f"the runs in {other} and {run.workdir} are of one method and one seed ({seed}); "
+                "leave one of them out of config.compare.runs"
+            )
+        of_seed[seed] = run.workdir
+
+
+def _recipe(run: Run) -> str:
+    """What makes the method: networks, training, and the images trained on, wherever they lie."""
+    recipe = run.config.to_dict()
     parts = {name: recipe[name] for name in ("model", "optim", "train", "augment", "data")}
-    parts["data"] |= {"source": "", "dir": ""}
+    parts["data"] |= {"source": "", "dir": "", "seen": sorted(images_seen(run.workdir))}
     return json.dumps(parts, sort_keys=True)
 
 

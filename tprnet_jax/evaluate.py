@@ -1,6 +1,7 @@
 """A data set and parameters in; metrics, table and figures out."""
 
 import functools
+import hashlib
 import itertools
 import json
 import os
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from tprnet_jax import config as configuration
 from tprnet_jax.data import loader
-from tprnet_jax.data.images import write_png
+from tprnet_jax.data.images import known, write_png
 from tprnet_jax.method import inference
 from tprnet_jax.method.cascade import Cascade
 from tprnet_jax.report import curves, figures, html, metrics, pictures
@@ -55,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> dict:
     result = summary(scores) | {
         "split": config.eval.split,
         "source": config.data.source,
+        "digest": _digest(source),
         "checkpoint": config.eval.checkpoint,
         "step": step,
         "changed": changed(config, workdir),
@@ -79,6 +81,16 @@ def result_folder(config: ConfigDict, workdir: Path) -> Path:
     fields = changed(config, workdir).items()
     name = ",".join([config.eval.split, *(f"{field}={value}" for field, value in fields)])
     return workdir / "eval" / shortened(name.replace(os.sep, "_"))
+
+
+def _digest(source) -> str:
+    """16 digits that only data sets of equal names, images and masks share, in any order."""
+    examples = (source[index] for index in range(len(source)))
+    of_each = sorted(
+        (each["name"].decode(), known("", each["image"]).digest, known("", each["mask"]).digest)
+        for each in examples
+    )
+    return hashlib.sha256(json.dumps(of_each).encode()).hexdigest()[:16]
 
 
 def check_unseen(config: ConfigDict, workdir: Path, source, trained: set[str]) -> None:

@@ -84,9 +84,10 @@ class Segmenter(NamedTuple):
             ValueError: The images are not grey, have another type or range, or are too small.
         """
         given = np.asarray(images)
-        if given.ndim not in (2, 3):
+        if given.ndim not in (2, 3) or (given.ndim == 3 and given.shape[-1] in (3, 4)):
             raise ValueError(
-                f"The images must be (height, width) or (batch, height, width), not {given.shape}."
+                f"The images must be (height, width) or (batch, height, width), not {given.shape}; "
+                "tprnet_jax.data.images.read_grey reads colour as grey."
             )
         units = [_unit(image) for image in (given if given.ndim == 3 else given[None])]
         if not units:
