@@ -573,7 +573,7 @@ def test_an_image_that_gives_none_of_the_outputs_is_named(trained, tmp_path, cap
     config.predict.outputs = ("seg", "video")
     with pytest.raises(UserError, match="1 of 1 files could not be segmented"):
         predict.run(config, trained[1])
-    sentence = "one.png has none of config.predict.outputs=seg,video; add mask"
+    sentence = "one.png has none of config.predict.outputs=seg,video (seg is of DICOM alone"
     assert sentence in capsys.readouterr().err
 
 

@@ -153,7 +153,7 @@ def test_a_model_file_becomes_a_run_again(trained, model_path, tmp_path):
 
 
 def test_what_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"absent/config\.json is not the config\.json of a run"):
+    with pytest.raises(UserError, match=r"absent holds no run \(no config\.json\); give the"):
         tprnet_jax.load(tmp_path / "absent")
     with pytest.raises(UserError, match=r"absent\.npz is no model of this project"):
         tprnet_jax.load(tmp_path / "absent.npz")

@@ -143,7 +143,8 @@ def check(config: ConfigDict) -> None:
     if "focal" in config.model.branches and config.train.focal_from_epoch >= config.train.epochs:
         raise UserError(
             f"config.train.focal_from_epoch is {config.train.focal_from_epoch}, but there are only "
-            f"{config.train.epochs} epochs, so FocalNet would never train; make it smaller"
+            f"{config.train.epochs} epochs, so FocalNet would never train; raise these or "
+            "lower that"
         )
 
 

@@ -265,8 +265,8 @@ class Job:
             )
         if not paths:
             raise UserError(
-                f"{source} has none of config.predict.outputs={','.join(self.config.outputs)}; add "
-                "mask"
+                f"{source} has none of config.predict.outputs={','.join(self.config.outputs)} (seg "
+                "is of DICOM alone, video of runs alone); add mask"
             )
         longest = max((path.name for path in paths), key=lambda name: len(os.fsencode(name)))
         if len(os.fsencode(longest)) > (most := os.pathconf(self.output, "PC_NAME_MAX")):

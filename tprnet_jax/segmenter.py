@@ -199,7 +199,12 @@ def load(path: str | Path | None = None) -> Segmenter:
         UserError: There is no usable model.
     """
     path = model_file.located(path or "")
-    file = path if path.suffix == model_file.SUFFIX else path / "config.json"
+    is_model = path.suffix == model_file.SUFFIX
+    file = path if is_model else path / "config.json"
+    if not (is_model or file.is_file()):
+        raise UserError(
+            f"{path} holds no run (no config.json); give the workdir of a run, or a model file"
+        )
     return of(configuration.get_config(file), path)
 
 
