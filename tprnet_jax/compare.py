@@ -116,8 +116,8 @@ def _in_one_order(runs: list[Run]) -> list[Run]:
     """The runs, with the images of all in the order of the first one's."""
     if len(runs) < 2:
         raise UserError(
-            f"config.compare.runs names {len(runs)}; give the workdirs of two or more, such "
-            "as --config.compare.runs=runs/a,runs/b"
+            f"config.compare.runs names {len(runs)}; give the workdirs of two or more, such as "
+            "--config.compare.runs=runs/a,runs/b"
         )
     first = runs[0]
     for run in runs[1:]:
@@ -149,9 +149,8 @@ def _reordered(run: Run, images: list[str]) -> Run:
 def _by_method(runs: list[Run]) -> dict[str, list[Run]]:
     """The runs that differ in their seed alone, under the name of the first one's folder.
 
-    Runs on other training images are other methods. Where
-    folders of several methods have the same name, as after --mode=ablate, their paths tell them
-    apart.
+    Those trained on other images are another method. Where folders of several methods have the
+    same name, as after --mode=ablate, their paths tell them apart.
     """
     groups = {}
     for run in runs:
