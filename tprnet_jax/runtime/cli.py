@@ -102,6 +102,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         argv = _with_config(argv)
         if _given(argv, "config") is None:  # Flags of its fields would be unknown.
+            # A misspelt mode or flag may be why: that is said first.
             flags.FLAGS([each for each in argv if not each.lstrip("-").startswith("config.")])
             raise UserError(_what_is_missing(_given(argv, "workdir")))
         rest = flags.FLAGS([*map(_found, ["", *argv], argv)])
